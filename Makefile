@@ -1,0 +1,62 @@
+# Carina's tasks. CI calls only these.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v /usr/bin/python3 || command -v python3)
+PACKAGES := python3 python3-venv containerd runc docker-registry skopeo umoci busybox-static
+
+.PHONY: help setup packages fmt lint types imports test check demo bench protos check-protos up down clean
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: packages $(VENV)/.ready ## system packages (as root), virtual environment, install
+
+packages:
+	@deploy/install-packages $(PACKAGES)
+
+$(VENV)/.ready: pyproject.toml requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setup: installing into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location --no-deps --no-build-isolation --editable .
+	@touch $@
+
+fmt: setup ## format the code
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lint: setup ## style and common mistakes
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: setup ## static types, strict
+	$(BIN)/mypy
+
+imports: setup ## who may import whom
+	$(BIN)/lint-imports
+
+test: setup ## the whole test suite (as root)
+	$(BIN)/python -m pytest $(TESTS)
+
+check: lint types imports check-protos ## what needs no running system
+
+demo: setup ## the main job, start to end, in a scratch root (as root)
+	$(BIN)/python deploy/demo/demo.py
+
+bench: setup ## figures beside the machine's own containerd, as ratios (as root)
+	$(BIN)/python -m bench
+
+protos: setup ## generate shared/carina/api from proto/
+	$(BIN)/python deploy/protos.py
+
+check-protos: setup ## generated code in step with proto/, and proto/ with the wire table where that is at hand
+	$(BIN)/python deploy/protos.py --check
+	@if [ -x ../shared/bin/check-wire ]; then $(BIN)/python ../shared/bin/check-wire proto; fi
+
+up: setup ## bring the constellation up
+	$(BIN)/carina up
+
+down: ## stop it
+	$(BIN)/carina down
+
+clean: ## remove what setup made
+	rm -rf $(VENV)

@@ -1,0 +1,27 @@
+"""Namespaces: administrative separation of everything but the bytes themselves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Namespace:
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class NamespaceStore(Protocol):
+    async def get(self, name: str) -> Namespace:
+        """Raises NotFound."""
+
+    async def list(self) -> Sequence[Namespace]: ...
+
+    async def create(self, namespace: Namespace) -> Namespace:
+        """Raises AlreadyExists or InvalidArgument."""
+
+    async def update(self, namespace: Namespace, fields: Sequence[str] = ()) -> Namespace:
+        """Fields: `labels` or `labels.KEY`; all if empty. Raises NotFound."""
+
+    async def delete(self, name: str) -> None:
+        """Raises NotFound, or FailedPrecondition while anything is in it."""

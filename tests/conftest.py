@@ -1,0 +1,52 @@
+"""What holds for every test: both event loops, no blocking call on a loop, nothing left behind."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvloop
+from blockbuster import BlockBuster, blockbuster_ctx
+
+
+@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """Every async test runs on the stock loop and on uvloop."""
+    policy: asyncio.AbstractEventLoopPolicy = request.param()
+    return policy
+
+
+@pytest.fixture(autouse=True)
+def no_blocking(request: pytest.FixtureRequest) -> Iterator[BlockBuster | None]:
+    """A blocking call on a running loop inside our own code fails the test."""
+    if "system" in request.keywords:
+        yield None
+        return
+    with blockbuster_ctx(["carina", "contentd", "snapshotd", "metadatad", "imaged", "taskd", "gatewayd"]) as guard:
+        yield guard
+
+
+def _mounts() -> set[str]:
+    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test leaves no mount and no open descriptor behind."""
+    mounts, descriptors = _mounts(), len(os.listdir("/proc/self/fd"))
+    yield
+    assert _mounts() - mounts == set()
+    if "system" not in request.keywords:
+        # Pools and caches of libraries may keep a few open; a leak in a loop shows beyond that.
+        assert len(os.listdir("/proc/self/fd")) <= descriptors + 16
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need root say so and are skipped without it."""
+    if os.geteuid() == 0:
+        return
+    skip = pytest.mark.skip(reason="needs root")
+    for item in items:
+        if "root" in item.keywords or "system" in item.keywords:
+            item.add_marker(skip)
