@@ -1,0 +1,192 @@
+"""The configuration: one TOML file, a section per service, everything optional.
+
+root = "/var/lib/carina"            # what survives a reboot
+state = "/run/carina"               # sockets and bundles
+[services.content]                  # ours: started by `carina up`, unless `external = true`
+address = "unix:///run/carina/contentd.sock"
+[services.snapshots.overlayfs]
+[proxy_plugins.demo]                # somebody else's
+type = "snapshot"
+address = "unix:///tmp/demo.sock"
+[content]                           # settings of one service
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from carina.errors import InvalidArgument, NotFound, PermissionDenied
+
+DEFAULT_PATH: Final = Path("/etc/carina/config.toml")
+DEFAULT_ROOT: Final = Path("/var/lib/carina")
+DEFAULT_STATE: Final = Path("/run/carina")
+DAEMONS: Final = MappingProxyType(
+    {
+        "content": "contentd",
+        "metadata": "metadatad",
+        "images": "imaged",
+        "tasks": "taskd",
+        "gateway": "gatewayd",
+    }
+)
+"""Service in the configuration -> daemon. Snapshotters are `snapshots.NAME` -> `snapshotd-NAME`."""
+DEFAULT_SNAPSHOTTERS: Final = ("overlayfs", "native")
+SECTIONS: Final = ("content", "snapshots", "metadata", "images", "tasks", "gateway", "log", "access")
+PLUGIN_TYPES: Final = ("snapshot", "content", "diff", "sandbox")
+MAX_SOCKET_PATH: Final = 107
+"""Bytes of a unix socket's path (unix(7): sun_path holds 108 with the terminating zero)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyPlugin:
+    """An external back end. `namespace`, `snapshotter` and `lease` go along with every call to it, where set."""
+
+    name: str
+    type: str
+    address: str
+    namespace: str = ""
+    snapshotter: str = ""
+    lease: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    root: Path = DEFAULT_ROOT
+    state: Path = DEFAULT_STATE
+    path: Path | None = None
+    """The file that this was read from."""
+    services: Mapping[str, str] = field(default_factory=dict)
+    """Service (`content`, `snapshots.overlayfs`, ...) -> address, `unix:///path`."""
+    external: frozenset[str] = frozenset()
+    """Services that somebody else starts."""
+    proxy_plugins: Mapping[str, ProxyPlugin] = field(default_factory=dict)
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """The settings of one service; empty where the file has none."""
+        return self.sections.get(name, {})
+
+    @property
+    def snapshotters(self) -> list[str]:
+        """Names of the configured snapshotters that are services of the constellation."""
+        return [name.partition(".")[2] for name in self.services if name.startswith("snapshots.")]
+
+    @property
+    def gateway(self) -> str:
+        """Address of the gateway."""
+        return self.services["gateway"]
+
+
+def daemon(service: str) -> str:
+    """The name of a service's process and socket: `content` -> `contentd`, `snapshots.native` -> `snapshotd-native`."""
+    kind, _, name = service.partition(".")
+    return f"snapshotd-{name}" if kind == "snapshots" else DAEMONS[kind]
+
+
+def socket_path(address: str) -> Path:
+    """The path in `unix:///path` (or a bare path).
+
+    Raises:
+        InvalidArgument: another scheme, a relative or abstract path, or one longer than a socket's path can be.
+    """
+    text = address.removeprefix("unix://")
+    if "://" in text or not text.startswith("/"):
+        raise InvalidArgument(f"address {address!r} is not valid: expected unix:///path/of/socket")
+    if len(text.encode()) > MAX_SOCKET_PATH:
+        raise InvalidArgument(
+            f"socket path {text} is {len(text.encode())} bytes long, a unix socket's path has at most {MAX_SOCKET_PATH}"
+        )
+    return Path(text)
+
+
+def load(path: Path | None = None, *, root: Path | None = None, state: Path | None = None) -> Config:
+    """Read the configuration; `root` and `state` given here win.
+
+    Without `path`, /etc/carina/config.toml is read where it exists.
+
+    Raises:
+        NotFound: the file that was asked for is not there.
+        InvalidArgument: it says something that can't be; the sentence names file and key.
+    """
+    if path is None and DEFAULT_PATH.exists():
+        path = DEFAULT_PATH
+    table = _read(path) if path else {}
+    where = str(path) if path else "configuration"
+    root = (root or Path(_text(table, "root", where, str(DEFAULT_ROOT)))).absolute()
+    state = (state or Path(_text(table, "state", where, str(DEFAULT_STATE)))).absolute()
+    known = {"root", "state", "services", "proxy_plugins", *SECTIONS}
+    for key in table:
+        if key not in known:
+            raise InvalidArgument(f"{where}: unknown key {key!r}: expected one of {', '.join(sorted(known))}")
+    services, external = _services(_table(table, "services", where), state, where)
+    return Config(
+        root=root,
+        state=state,
+        path=path,
+        services=services,
+        external=external,
+        proxy_plugins=_proxy_plugins(_table(table, "proxy_plugins", where), where),
+        sections={name: _table(table, name, where) for name in SECTIONS},
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise NotFound(f"configuration file {path} does not exist") from error
+    except PermissionError as error:
+        raise PermissionDenied(f"configuration file {path} is not readable") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"configuration file {path} is not TOML: {error}") from error
+
+
+def _table(table: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    value = table.get(key, {})
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"{where}: {key} must be a table")
+    return value
+
+
+def _text(table: Mapping[str, Any], key: str, where: str, default: str = "") -> str:
+    value = table.get(key, default)
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{where}: {key} must be a string")
+    return value
+
+
+def _services(table: Mapping[str, Any], state: Path, where: str) -> tuple[dict[str, str], frozenset[str]]:
+    entries: dict[str, Mapping[str, Any]] = {}
+    for name in table:
+        if name not in DAEMONS and name != "snapshots":
+            expected = ", ".join((*DAEMONS, "snapshots.NAME"))
+            raise InvalidArgument(f"{where}: services.{name} is not a service: expected one of {expected}")
+    snapshots = _table(table, "snapshots", f"{where}: services") or dict.fromkeys(DEFAULT_SNAPSHOTTERS, {})
+    for name in DAEMONS:
+        entries[name] = _table(table, name, f"{where}: services")
+    for name in snapshots:
+        entries[f"snapshots.{name}"] = _table(snapshots, name, f"{where}: services.snapshots")
+    addresses, external = {}, set()
+    for name, entry in entries.items():
+        socket = "carina" if name == "gateway" else daemon(name)
+        addresses[name] = _text(entry, "address", f"{where}: services.{name}", f"unix://{state / socket}.sock")
+        socket_path(addresses[name])
+        if entry.get("external") is True:
+            external.add(name)
+    return addresses, frozenset(external)
+
+
+def _proxy_plugins(table: Mapping[str, Any], where: str) -> dict[str, ProxyPlugin]:
+    plugins = {}
+    for name in table:
+        entry = _table(table, name, f"{where}: proxy_plugins")
+        here = f"{where}: proxy_plugins.{name}"
+        fields = {key: _text(entry, key, here) for key in ("type", "address", "namespace", "snapshotter", "lease")}
+        if fields["type"] not in PLUGIN_TYPES:
+            raise InvalidArgument(f"{here}: type {fields['type']!r} is not one of {', '.join(PLUGIN_TYPES)}")
+        socket_path(fields["address"])
+        plugins[name] = ProxyPlugin(name=name, **fields)
+    return plugins
