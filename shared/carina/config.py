@@ -164,7 +164,7 @@ def _services(table: Mapping[str, Any], state: Path, where: str) -> tuple[dict[s
         if name not in DAEMONS and name != "snapshots":
             expected = ", ".join((*DAEMONS, "snapshots.NAME"))
             raise InvalidArgument(f"{where}: services.{name} is not a service: expected one of {expected}")
-    snapshots = _table(table, "snapshots", f"{where}: services") or dict.fromkeys(DEFAULT_SNAPSHOTTERS, {})
+    snapshots = _table(table, "snapshots", f"{where}: services") or {name: {} for name in DEFAULT_SNAPSHOTTERS}
     for name in DAEMONS:
         entries[name] = _table(table, name, f"{where}: services")
     for name in snapshots:

@@ -35,11 +35,12 @@ class Call:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
-_current: ContextVar[Call] = ContextVar("carina.call", default=Call())
+_EMPTY: Final = Call()
+_current: ContextVar[Call] = ContextVar("carina.call")
 
 
 def current() -> Call:
-    return _current.get()
+    return _current.get(_EMPTY)
 
 
 @contextlib.contextmanager
@@ -55,8 +56,12 @@ def use(call: Call) -> Iterator[Call]:
 def within(*, namespace: str | None = None, lease: str | None = None) -> Iterator[Call]:
     """Run the block in a namespace, and under a lease where one is given; both are inherited otherwise."""
     call = current()
-    changes = {k: v for k, v in (("namespace", namespace), ("lease", lease)) if v is not None}
-    with use(replace(call, **changes)) as bound:
+    call = replace(
+        call,
+        namespace=call.namespace if namespace is None else namespace,
+        lease=call.lease if lease is None else lease,
+    )
+    with use(call) as bound:
         yield bound
 
 
@@ -101,6 +106,6 @@ def validate_identifier(text: str, noun: str) -> None:
     if not text:
         raise InvalidArgument(f"{noun} must not be empty")
     if len(text) > MAX_IDENTIFIER_LENGTH:
-        raise InvalidArgument(f"{noun} {text[:20]!r}… is {len(text)} characters long, more than {MAX_IDENTIFIER_LENGTH}")
+        raise InvalidArgument(f"{noun} {text[:20]!r}… has {len(text)} characters, more than {MAX_IDENTIFIER_LENGTH}")
     if _IDENTIFIER.fullmatch(text) is None:
         raise InvalidArgument(f"{noun} {text!r} is not valid: it must match {_IDENTIFIER.pattern}")

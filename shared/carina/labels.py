@@ -42,7 +42,7 @@ def changed(old: Labels, new: Labels, fields: list[str]) -> dict[str, str]:
     result = dict(old)
     for field in fields:
         if field == "labels":
-            result = {k: v for k, v in new.items()}
+            result = dict(new)
         elif field.startswith("labels."):
             key = field.removeprefix("labels.")
             if new.get(key, "") != "":
