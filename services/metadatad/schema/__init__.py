@@ -1,0 +1,1 @@
+"""Numbered migrations of the metadata database, applied by `carina.sqlite`."""
