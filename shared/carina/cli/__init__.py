@@ -1,0 +1,1 @@
+"""`carina`, the command line. Sub-commands, flags and columns follow `ctr` where it has them."""

@@ -1,0 +1,96 @@
+"""The entry point. A sub-command's module is imported only when it is called, so that starting stays quick."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from carina import __version__
+from carina.cli.target import Target
+from carina.errors import CarinaError
+
+COMMANDS: Final = {
+    "up": "carina.cli.constellation:up",
+    "down": "carina.cli.constellation:down",
+    "status": "carina.cli.constellation:status",
+    "version": "carina.cli.constellation:version",
+    "pull": "carina.cli.pull:pull",
+    "run": "carina.cli.run:run",
+    "images": "carina.cli.images:images",
+    "content": "carina.cli.content:content",
+    "snapshots": "carina.cli.snapshots:snapshots",
+    "containers": "carina.cli.containers:containers",
+    "tasks": "carina.cli.tasks:tasks",
+    "namespaces": "carina.cli.namespaces:namespaces",
+    "leases": "carina.cli.leases:leases",
+    "events": "carina.cli.events:events",
+    "plugins": "carina.cli.plugins:plugins",
+    "plugin": "carina.cli.plugins:plugins",
+    "gc": "carina.cli.gc:gc",
+}
+ALIASES: Final = {"i": "images", "image": "images", "c": "containers", "container": "containers"} | {
+    "t": "tasks",
+    "task": "tasks",
+    "snapshot": "snapshots",
+    "namespace": "namespaces",
+    "ns": "namespaces",
+    "lease": "leases",
+    "event": "events",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in COMMANDS if name != "plugin"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-a", "--address", envvar="CARINA_ADDRESS", metavar="ADDRESS", help="Socket of the gateway.")
+@click.option("-n", "--namespace", envvar="CARINA_NAMESPACE", default="default", show_default=True, help="Namespace.")
+@click.version_option(__version__, prog_name="carina")
+@click.pass_context
+def carina(ctx: click.Context, address: str | None, namespace: str) -> None:
+    """Run containers with a constellation of small services."""
+    ctx.obj = Target(address=address, namespace=namespace)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every failure is one sentence on standard error and an exit status.
+
+    Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `run` and `tasks exec` pass on the process's own.
+    """
+    status: Any
+    try:
+        status = carina.main(args=arguments, prog_name="carina", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        status = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except CarinaError as error:
+        click.echo(f"carina: {error}", err=True)
+        status = 1
+    except (KeyboardInterrupt, click.Abort):
+        status = 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing is left to be said to anybody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""up, down, status, version: the constellation as a whole."""
+
+import asyncio
+import importlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from carina import config as configuration
+from carina import context
+from carina.cli import output
+from carina.cli.target import Target
+from carina.config import Config, daemon, socket_path
+from carina.errors import CarinaError, FailedPrecondition, PermissionDenied, Unavailable
+from carina.supervisor import lock, survivors
+from carina.supervisor.supervisor import Entry, Supervisor
+
+PATH = click.Path(path_type=Path)
+
+
+def _configured(function: Any) -> Any:
+    for decorator in (
+        click.option("--state", type=PATH, metavar="DIR", help="Directory of sockets and bundles."),
+        click.option("--root", type=PATH, metavar="DIR", help="Directory of everything that lasts."),
+        click.option("--config", "file", type=PATH, metavar="FILE", help="Configuration file."),
+    ):
+        function = decorator(function)
+    return function
+
+
+def _entries(config: Config) -> dict[str, Entry]:
+    """Load every daemon's code once, before any process is forked."""
+    entries = {}
+    for service in config.services:
+        if service not in config.external:
+            name = daemon(service).partition("-")[0]
+            importlib.import_module(f"{name}.daemon")
+            entries[service] = importlib.import_module(f"{name}.__main__").main
+    return entries
+
+
+@click.command()
+@_configured
+@click.option("--detach", is_flag=True, help="Return when everything is ready; services log below the root directory.")
+def up(file: Path | None, root: Path | None, state: Path | None, detach: bool) -> None:
+    """Bring every service up under one supervisor."""
+    if os.geteuid() != 0:
+        raise PermissionDenied("carina up needs root: it mounts file systems and runs containers")
+    config = configuration.load(file, root=root, state=state)
+    if detach:
+        _detach(config)
+        return
+    _title("carina up")
+    Supervisor(config, _entries(config), on_ready=lambda: click.echo(_ready_line(config))).run()
+
+
+def _ready_line(config: Config) -> str:
+    return f"carina is ready on {config.gateway}"
+
+
+def _title(text: str) -> None:
+    import setproctitle
+
+    setproctitle.setproctitle(text)
+
+
+def _detach(config: Config) -> None:
+    """Fork a supervisor into a session of its own, and wait until it says that it is ready, or why not."""
+    logs = config.root / "log"
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        os.setsid()
+        _run_detached(config, logs, writing)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    if not text.startswith("ready"):
+        os.waitpid(pid, 0)
+        raise Unavailable(text or "the supervisor ended without a word")
+    click.echo(_ready_line(config))
+
+
+def _run_detached(config: Config, logs: Path, answer: int) -> None:
+    def ready() -> None:
+        os.write(answer, b"ready")
+        os.close(answer)
+
+    status = 1
+    try:
+        log = os.open(logs / "carina.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        _title("carina up")
+        Supervisor(config, _entries(config), on_ready=ready, log_directory=logs).run()
+        status = 0
+    except CarinaError as error:
+        os.write(answer, str(error).encode())
+    finally:
+        os._exit(status)
+
+
+@click.command()
+@_configured
+def down(file: Path | None, root: Path | None, state: Path | None) -> None:
+    """Stop every service; running containers go on."""
+    config = configuration.load(file, root=root, state=state)
+    supervisor = lock.holder(config.root)
+    if supervisor is not None:
+        survivors.end([supervisor], grace=60)
+    running = survivors.find(config)
+    survivors.end(list(running.values()), grace=10)
+    if supervisor is None and not running:
+        raise FailedPrecondition(f"no constellation is running on root {config.root}")
+    click.echo(f"carina is down: root {config.root}")
+
+
+@click.command()
+@_configured
+@click.pass_obj
+def status(target: Target, file: Path | None, root: Path | None, state: Path | None) -> None:
+    """Every service's address, process, health, version, uptime and memory."""
+    config = configuration.load(file, root=root, state=state)
+    rows = asyncio.run(_status(config, target.address))
+    output.table(("SERVICE", "HEALTH", "PID", "VERSION", "UPTIME", "MEMORY", "ADDRESS"), rows)
+    if any(row[1] != "ok" for row in rows):
+        raise click.exceptions.Exit(1)
+
+
+async def _status(config: Config, gateway: str | None) -> list[Sequence[str]]:
+    services = [(daemon(service), address) for service, address in config.services.items()]
+    if gateway:
+        services = [(name, gateway if name == "gatewayd" else address) for name, address in services]
+    services += [(f"{plugin.name} ({plugin.type})", plugin.address) for plugin in await _plugged(config, gateway)]
+    return list(await asyncio.gather(*(_row(name, address) for name, address in services)))
+
+
+async def _plugged(config: Config, gateway: str | None) -> Sequence[Any]:
+    from carina.backends.client import RemoteBackendRegistry
+    from carina.rpc.client import connect
+
+    channel = connect(gateway or config.gateway)
+    try:
+        with context.deadline(2):
+            return [plugin for plugin in await RemoteBackendRegistry(channel).list() if not plugin.own]
+    except CarinaError:
+        return list(config.proxy_plugins.values())
+    finally:
+        channel.close()
+
+
+async def _row(name: str, address: str) -> Sequence[str]:
+    from carina.rpc.client import connect
+    from carina.rpc.health import probe
+
+    path = socket_path(address)
+    pid = await asyncio.to_thread(survivors.listener, path)
+    if pid is None:
+        return (name, "down", "-", "-", "-", "-", address)
+    channel = connect(address)
+    try:
+        with context.deadline(2):
+            health, version = await probe(channel)
+    except CarinaError as error:
+        health, version = type(error).__name__.lower(), "-"
+    finally:
+        channel.close()
+    uptime, memory = await asyncio.to_thread(_process, pid)
+    return (name, health, str(pid), version, uptime, memory, address)
+
+
+def _process(pid: int) -> tuple[str, str]:
+    """Uptime and proportional set size (proc_pid_smaps(5)) of a process, `-` where they can't be read."""
+    try:
+        started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    except (OSError, StopIteration, ValueError):
+        return "-", "-"
+    return output.duration(uptime), output.size(pss * 1024)
+
+
+@click.command()
+@click.pass_obj
+def version(target: Target) -> None:
+    """Version of this tool and of the server."""
+    from carina import __version__
+    from carina.client import Client
+    from carina.rpc.health import probe
+
+    async def ask(client: Client) -> str:
+        return (await probe(client.channel))[1]
+
+    click.echo(f"Client:\n  Version:  {__version__}\n  Python:   {sys.version.split()[0]}")
+    click.echo(f"Server:\n  Version:  {target.run(ask)}")

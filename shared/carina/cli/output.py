@@ -1,0 +1,78 @@
+"""How commands print: tables for people, bare names for programs."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns as wide as their longest cell, as `ctr` prints them: no frame, nothing cut, easy to parse."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[column]) for line in [list(headers), *cells]) for column in range(len(headers))]
+    for line in [list(headers), *cells]:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def names(values: Iterable[str]) -> None:
+    for value in values:
+        click.echo(value)
+
+
+def as_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=4, default=str, ensure_ascii=False))
+
+
+def labels(values: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(values.items())) or "-"
+
+
+def size(count: float) -> str:
+    """Bytes in binary units, as `ctr` prints them."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def age(moment: datetime | None) -> str:
+    if moment is None:
+        return "-"
+    return duration((datetime.now(UTC) - moment).total_seconds())
+
+
+def duration(seconds: float) -> str:
+    """The two largest units that matter."""
+    if seconds < 60:
+        return f"{max(0.0, seconds):.0f}s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes}m{int(seconds % 60)}s"
+    if minutes < 24 * 60:
+        return f"{minutes // 60}h{minutes % 60}m"
+    return f"{minutes // (24 * 60)}d{minutes // 60 % 24}h"
+
+
+def parse_labels(words: Sequence[str]) -> dict[str, str]:
+    """`KEY=VALUE` words; an empty value removes the label.
+
+    Raises:
+        click.UsageError: a word without `=`.
+    """
+    parsed = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"label {word!r} is not of the form KEY=VALUE")
+        parsed[key] = value
+    return parsed
+
+
+def is_terminal(stream: Any = None) -> bool:
+    stream = stream or sys.stdout
+    return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"

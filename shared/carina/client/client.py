@@ -1,0 +1,96 @@
+"""One object that reaches every service of a constellation, or of a containerd, at one address.
+
+async with Client("unix:///run/carina/carina.sock") as client:
+    with context.within(namespace="demo"):
+        for image in await client.images.list():
+            print(image.name)
+"""
+
+from functools import cached_property
+from typing import Self
+
+from carina.config import socket_path
+from carina.containers import ContainerStore
+from carina.containers.client import RemoteContainerStore
+from carina.content import ContentStore
+from carina.content.client import RemoteContentStore
+from carina.events import EventService
+from carina.events.client import RemoteEventService
+from carina.images import ImageStore
+from carina.images.client import RemoteImageStore
+from carina.leases import LeaseManager
+from carina.leases.client import RemoteLeaseManager
+from carina.namespaces import NamespaceStore
+from carina.namespaces.client import RemoteNamespaceStore
+from carina.rpc.client import Channel, connect
+from carina.snapshots import Snapshotter
+from carina.snapshots.client import RemoteSnapshotter
+from carina.tasks import TaskService
+from carina.tasks.client import RemoteTaskService
+
+
+class Client:
+    """Connects when first needed. Any service can be replaced by an object that implements its interface.
+
+    Args:
+        address: `unix:///path` of a gateway, of a single service, or of a containerd.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        content: ContentStore | None = None,
+        images: ImageStore | None = None,
+        tasks: TaskService | None = None,
+        snapshotters: dict[str, Snapshotter] | None = None,
+    ) -> None:
+        socket_path(address)
+        self.address = address
+        self._content, self._images, self._tasks = content, images, tasks
+        self._snapshotters = dict(snapshotters or {})
+
+    @cached_property
+    def channel(self) -> Channel:
+        return connect(self.address)
+
+    @cached_property
+    def content(self) -> ContentStore:
+        return self._content or RemoteContentStore(self.channel)
+
+    @cached_property
+    def images(self) -> ImageStore:
+        return self._images or RemoteImageStore(self.channel)
+
+    @cached_property
+    def containers(self) -> ContainerStore:
+        return RemoteContainerStore(self.channel)
+
+    @cached_property
+    def namespaces(self) -> NamespaceStore:
+        return RemoteNamespaceStore(self.channel)
+
+    @cached_property
+    def leases(self) -> LeaseManager:
+        return RemoteLeaseManager(self.channel)
+
+    @cached_property
+    def events(self) -> EventService:
+        return RemoteEventService(self.channel)
+
+    @cached_property
+    def tasks(self) -> TaskService:
+        return self._tasks or RemoteTaskService(self.channel)
+
+    def snapshotter(self, name: str) -> Snapshotter:
+        """The snapshotter of that name."""
+        if name not in self._snapshotters:
+            self._snapshotters[name] = RemoteSnapshotter(self.channel, name)
+        return self._snapshotters[name]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        if "channel" in self.__dict__:
+            self.channel.close()

@@ -1,0 +1,1 @@
+"""The OCI runtime specification: what `config.json` of a bundle says."""

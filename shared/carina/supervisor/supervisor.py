@@ -1,0 +1,250 @@
+"""The supervisor: starts services, restarts those that end, stops them in order.
+
+starting --READY=1--> ready --exit--> waiting (0.1 s, doubled up to 5 s) --> starting
+"""
+
+import contextlib
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from carina.config import Config, daemon, socket_path
+from carina.errors import CarinaError, Unavailable
+from carina.supervisor import lock, survivors
+from carina.supervisor.notify import NotifySocket
+
+START_LIMIT: Final = 30.0
+"""Seconds until every service must be ready."""
+STOP_GRACE: Final = 10.0
+"""Seconds that a service has to end after SIGTERM."""
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 5.0
+STOP_ORDER: Final = (("gateway",), ("images", "tasks"), ("metadata",), ("content", "snapshots"))
+
+Entry = Callable[[Sequence[str]], None]
+"""A daemon's main, given its command line without the program's name."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One service and its present process."""
+
+    service: str
+    entry: Entry
+    arguments: list[str]
+    pid: int = 0
+    started: float = 0.0
+    ready: bool = False
+    ever_ready: bool = False
+    pause: float = FIRST_PAUSE
+    restart_at: float | None = None
+
+    @property
+    def name(self) -> str:
+        return daemon(self.service)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"carina: {text}\n")
+    sys.stderr.flush()
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Runs one constellation until told to stop."""
+
+    config: Config
+    entries: dict[str, Entry]
+    on_ready: Callable[[], None]
+    log_directory: Path | None = None
+    """Where services' output goes, a file each; None: where the supervisor's own goes."""
+    _children: list[Child] = field(default_factory=list)
+    _stopping: bool = False
+    _stop_signals: int = 0
+
+    def run(self) -> None:
+        """Returns after an orderly stop.
+
+        Raises:
+            FailedPrecondition: root or state directory belong to a running constellation.
+            Unavailable: a service did not become ready.
+        """
+        make_directories(self.config)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock.hold(self.config.root, "root"))
+            stack.enter_context(lock.hold(self.config.state, "state directory"))
+            self._replace_survivors()
+            wake = stack.enter_context(_signals(self._on_signal))
+            notify = stack.enter_context(NotifySocket(self.config.state / "notify.sock"))
+            gc.collect()
+            gc.freeze()
+            self._children = [
+                Child(service, entry, self._arguments(service)) for service, entry in self.entries.items()
+            ]
+            stack.callback(self._stop_all)
+            for child in self._children:
+                self._start(child)
+            self._supervise(wake, notify)
+
+    def _replace_survivors(self) -> None:
+        running = survivors.find(self.config)
+        if running:
+            _say(f"replacing services of an earlier supervisor: {', '.join(sorted(map(daemon, running)))}")
+            survivors.end(list(running.values()), grace=STOP_GRACE)
+
+    def _arguments(self, service: str) -> list[str]:
+        arguments = ["--root", str(self.config.root), "--state", str(self.config.state)]
+        if self.config.path:
+            arguments += ["--config", str(self.config.path)]
+        kind, _, name = service.partition(".")
+        if kind == "snapshots":
+            arguments += ["--snapshotter", name]
+        return arguments
+
+    def _on_signal(self, number: int) -> None:
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._stopping = True
+            self._stop_signals += 1
+
+    def _supervise(self, wake: socket.socket, notify: NotifySocket) -> None:
+        limit = time.monotonic() + START_LIMIT
+        announced = False
+        with selectors.DefaultSelector() as selector:
+            selector.register(wake, selectors.EVENT_READ)
+            selector.register(notify, selectors.EVENT_READ)
+            while not self._stopping:
+                selector.select(self._next_wait(limit, announced=announced))
+                with contextlib.suppress(BlockingIOError):
+                    wake.recv(4096)
+                self._take_ready(notify)
+                self._reap(announced=announced)
+                self._restart_due()
+                if not announced and all(child.ready for child in self._children):
+                    announced = True
+                    self.on_ready()
+                if not announced and time.monotonic() > limit:
+                    late = ", ".join(child.name for child in self._children if not child.ready)
+                    raise Unavailable(f"not ready after {START_LIMIT:.0f} s: {late}")
+
+    def _next_wait(self, limit: float, *, announced: bool) -> float | None:
+        moments = [child.restart_at for child in self._children if child.restart_at is not None]
+        if not announced:
+            moments.append(limit)
+        return max(0.0, min(moments) - time.monotonic()) + 0.001 if moments else None
+
+    def _take_ready(self, notify: NotifySocket) -> None:
+        for pid, assignments in notify.receive():
+            if assignments.get("READY") != "1":
+                continue
+            for child in self._children:
+                if child.pid == pid:
+                    child.ready = child.ever_ready = True
+
+    def _reap(self, *, announced: bool) -> None:
+        for child in self._children:
+            if not child.pid:
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if not pid:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+            if not announced and not child.ever_ready:
+                child.pid = 0
+                raise Unavailable(f"{child.name} {how} while starting")
+            if time.monotonic() - child.started > 2 * LONGEST_PAUSE:
+                child.pause = FIRST_PAUSE
+            _say(f"{child.name} (pid {pid}) {how}, starting it again in {child.pause:.1f} s")
+            child.pid, child.ready = 0, False
+            child.restart_at = time.monotonic() + child.pause
+            child.pause = min(2 * child.pause, LONGEST_PAUSE)
+
+    def _restart_due(self) -> None:
+        for child in self._children:
+            if child.restart_at is not None and child.restart_at <= time.monotonic():
+                self._start(child)
+
+    def _start(self, child: Child) -> None:
+        child.started, child.restart_at, child.ready = time.monotonic(), None, False
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            child.pid = pid
+            return
+        status = 70
+        try:
+            self._become(child)
+            child.entry(child.arguments)
+            status = 0
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+        except CarinaError as error:
+            sys.stderr.write(f"{child.name}: {error}\n")
+            status = 1
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+    def _become(self, child: Child) -> None:
+        """In the new process: nothing of the supervisor's stays but its memory."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.setsid()
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        if self.log_directory:
+            path = self.log_directory / f"{child.name}.log"
+            output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+        os.environ["NOTIFY_SOCKET"] = str(self.config.state / "notify.sock")
+        sys.argv = [child.name, *child.arguments]
+
+    def _stop_all(self) -> None:
+        for kinds in STOP_ORDER:
+            group = [child for child in self._children if child.pid and child.service.partition(".")[0] in kinds]
+            survivors.end([child.pid for child in group], grace=STOP_GRACE if self._stop_signals < 2 else 0.5)
+            for child in group:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(child.pid, 0)
+                child.pid = 0
+
+
+def make_directories(config: Config) -> None:
+    """Root 0700, state 0711, tightened where they are wider; the gateway's socket is what others may reach."""
+    for path, mode in ((config.root, 0o700), (config.state, 0o711)):
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
+        path.chmod(mode)
+    for address in config.services.values():
+        socket_path(address)
+
+
+@contextlib.contextmanager
+def _signals(handle: Callable[[int], None]) -> Iterator[socket.socket]:
+    """Deliver SIGTERM, SIGINT and SIGCHLD through a socket that becomes readable, as well as to `handle`."""
+    reading, writing = socket.socketpair()
+    reading.setblocking(False)
+    writing.setblocking(False)
+    earlier = {n: signal.signal(n, lambda n, _: handle(n)) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)}
+    wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        reading.close()
+        writing.close()
