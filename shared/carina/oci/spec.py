@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from carina.errors import InvalidArgument
+from carina.images.manifest import Config
 from carina.oci.user import User
 
 TYPE_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
@@ -87,20 +88,15 @@ class Options:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
-def generate(
-    container_id: str, namespace: str, image_config: Mapping[str, Any], options: Options = Options()
-) -> dict[str, Any]:
+def generate(container_id: str, namespace: str, image: Config, options: Options = Options()) -> dict[str, Any]:
     """The specification of a container.
-
-    Args:
-        image_config: the `config` object of the image's configuration (OCI image-spec, config.md).
 
     Raises:
         InvalidArgument: there is nothing to run, or a value can't be.
     """
     spec: dict[str, Any] = {
         "ociVersion": "1.0.2",
-        "process": _process(image_config, options),
+        "process": _process(image, options),
         "root": {"path": "rootfs", "readonly": options.read_only},
         "mounts": [*copy.deepcopy(_MOUNTS), *(dict(mount) for mount in options.mounts)],
         "linux": {
@@ -151,11 +147,11 @@ def environment(image: Sequence[str], options: Options) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def _process(image_config: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    args = list(options.args) or [*(image_config.get("Entrypoint") or ()), *(image_config.get("Cmd") or ())]
+def _process(image: Config, options: Options) -> dict[str, Any]:
+    args = list(options.args) or [*image.entrypoint, *image.cmd]
     if not args:
         raise InvalidArgument("no command to run: the image names none, so the caller must")
-    cwd = options.cwd or image_config.get("WorkingDir") or "/"
+    cwd = options.cwd or image.working_dir or "/"
     if not cwd.startswith("/"):
         raise InvalidArgument(f"working directory {cwd!r} is not an absolute path")
     capabilities = list(CAPABILITIES)
@@ -163,7 +159,7 @@ def _process(image_config: Mapping[str, Any], options: Options) -> dict[str, Any
         "terminal": options.terminal,
         "user": _user(options.user or User()),
         "args": args,
-        "env": environment(image_config.get("Env") or (), options),
+        "env": environment(image.env, options),
         "cwd": cwd,
         "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],

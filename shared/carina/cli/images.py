@@ -1,0 +1,186 @@
+"""images: the image records of a namespace."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from carina.cli import output
+from carina.cli.target import Target
+from carina.images import Image
+from carina.reference import normalize
+
+if TYPE_CHECKING:
+    from carina.client import Client
+
+
+@click.group()
+def images() -> None:
+    """Manage images."""
+
+
+@images.command("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Print names only.")
+@click.argument("filters", nargs=-1)
+@click.pass_obj
+def list_(target: Target, quiet: bool, filters: Sequence[str]) -> None:
+    """List images; FILTERS as in containerd's filter language."""
+
+    async def work(client: "Client") -> list[tuple[Image, int]]:
+        found = await client.images.list(filters)
+        return [(image, 0 if quiet else await _size(client, image)) for image in found]
+
+    found = target.run(work)
+    if quiet:
+        output.names(image.name for image, _ in found)
+        return
+    output.table(
+        ("REF", "TYPE", "DIGEST", "SIZE", "LABELS"),
+        [
+            (
+                i.name,
+                i.target.media_type,
+                i.target.digest,
+                output.size(count) if count else "-",
+                output.labels(i.labels),
+            )
+            for i, count in found
+        ],
+    )
+
+
+async def _size(client: "Client", image: Image) -> int:
+    """Bytes of the content that makes up the image on this machine's platform; 0 where it is not all there."""
+    from carina.client.image import manifest_of
+    from carina.errors import CarinaError
+
+    try:
+        descriptor, manifest = await manifest_of(client.content, image)
+    except CarinaError:
+        return 0
+    return descriptor.size + sum(child.size for child in manifest.children)
+
+
+@images.command("check")
+@click.argument("filters", nargs=-1)
+@click.option("--snapshotter", default="overlayfs", show_default=True)
+@click.pass_obj
+def check(target: Target, filters: Sequence[str], snapshotter: str) -> None:
+    """Say for each image whether its content is complete and whether it is unpacked."""
+
+    async def work(client: "Client") -> list[tuple[str, ...]]:
+        return [await _check(client, image, snapshotter) for image in await client.images.list(filters)]
+
+    output.table(("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"), target.run(work))
+
+
+async def _check(client: "Client", image: Image, snapshotter: str) -> tuple[str, ...]:
+    from carina.client.image import config_of, manifest_of
+    from carina.errors import CarinaError, NotFound
+    from carina.images.manifest import chain_ids
+
+    try:
+        _, manifest = await manifest_of(client.content, image)
+    except CarinaError as error:
+        return image.name, image.target.media_type, image.target.digest, f"unavailable ({error})", "-", "false"
+    have = [child for child in manifest.children if await _present(client, child.digest)]
+    status = "complete" if len(have) == len(manifest.children) else "incomplete"
+    sizes = f"{output.size(sum(c.size for c in have))}/{output.size(sum(c.size for c in manifest.children))}"
+    unpacked = "false"
+    if manifest.config in have:
+        try:
+            chain = chain_ids((await config_of(client.content, image)).diff_ids)
+            await client.snapshotter(snapshotter).stat(chain[-1])
+            unpacked = "true"
+        except (NotFound, IndexError):
+            pass
+    counted = f"{status} ({len(have)}/{len(manifest.children)})"
+    return image.name, image.target.media_type, image.target.digest, counted, sizes, unpacked
+
+
+async def _present(client: "Client", digest: str) -> bool:
+    from carina.digest import Digest
+    from carina.errors import NotFound
+
+    try:
+        await client.content.info(Digest(digest))
+    except NotFound:
+        return False
+    return True
+
+
+@images.command("tag")
+@click.argument("source")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Replace an image of the new name.")
+@click.pass_obj
+def tag(target: Target, source: str, names: Sequence[str], force: bool) -> None:
+    """Give an image further names."""
+
+    async def work(client: "Client") -> None:
+        from carina.errors import AlreadyExists
+
+        image = await client.images.get(str(normalize(source)))
+        for name in names:
+            copy = Image(name=str(normalize(name)), target=image.target, labels=image.labels)
+            try:
+                await client.images.create(copy)
+            except AlreadyExists:
+                if not force:
+                    raise
+                await client.images.update(copy, ["target", "labels"])
+            click.echo(copy.name)
+
+    target.run(work)
+
+
+@images.command("label")
+@click.argument("name")
+@click.argument("labels", nargs=-1)
+@click.option("-r", "--replace-all", is_flag=True, help="Replace all labels.")
+@click.pass_obj
+def label(target: Target, name: str, labels: Sequence[str], replace_all: bool) -> None:
+    """Set labels, KEY=VALUE; an empty value removes one."""
+    values = output.parse_labels(labels)
+
+    async def work(client: "Client") -> Image:
+        image = await client.images.get(str(normalize(name)))
+        fields = ["labels"] if replace_all else [f"labels.{key}" for key in values]
+        return await client.images.update(Image(name=image.name, target=image.target, labels=values), fields)
+
+    click.echo(output.labels(target.run(work).labels))
+
+
+@images.command("rm")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--sync", is_flag=True, help="Return when the disk is clean of what nothing refers to any more.")
+@click.pass_obj
+def remove(target: Target, names: Sequence[str], sync: bool) -> None:
+    """Remove images."""
+
+    async def work(client: "Client") -> None:
+        for position, name in enumerate(names):
+            reference = str(normalize(name))
+            await client.images.delete(reference, sync=sync and position == len(names) - 1)
+            click.echo(reference)
+
+    target.run(work, deadline=None)
+
+
+@images.command("tree")
+@click.argument("name")
+@click.pass_obj
+def tree(target: Target, name: str) -> None:
+    """Show an image's index, manifests, configurations and layers."""
+
+    async def work(client: "Client") -> None:
+        from carina.client.image import walk
+
+        image = await client.images.get(str(normalize(name)))
+        click.echo(image.name)
+        async for descriptor, depth in walk(client.content, image.target):
+            missing = "" if await _present(client, descriptor.digest) else "  (not here)"
+            indent = "  " * (depth + 1)
+            click.echo(f"{indent}{descriptor.digest}  {descriptor.media_type}  {output.size(descriptor.size)}{missing}")
+
+    target.run(work)

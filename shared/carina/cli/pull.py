@@ -1,0 +1,66 @@
+"""pull: an image from a registry into the image store, unpacked."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from carina.cli import output
+from carina.cli.target import Target
+from carina.platforms import Platform
+from carina.reference import normalize
+
+if TYPE_CHECKING:
+    from carina.client import Client
+
+
+@click.command()
+@click.argument("reference")
+@click.option("--snapshotter", envvar="CARINA_SNAPSHOTTER", default="overlayfs", show_default=True)
+@click.option("--platform", "platforms", multiple=True, help="OS/ARCH[/VARIANT]; this machine's where absent.")
+@click.option("--all-platforms", is_flag=True, help="Fetch every platform of the image; unpack this machine's.")
+@click.option("--plain-http", is_flag=True, help="Speak http to the registry.")
+@click.option("--no-unpack", is_flag=True, help="Fetch only.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label of the image record.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the image's name only.")
+@click.pass_obj
+def pull(
+    target: Target,
+    reference: str,
+    snapshotter: str,
+    platforms: Sequence[str],
+    all_platforms: bool,
+    plain_http: bool,
+    no_unpack: bool,
+    labels: Sequence[str],
+    quiet: bool,
+) -> None:
+    """Pull an image from a registry and unpack it."""
+    from carina import platforms as platform
+    from carina.cli.progress import Display
+
+    name = str(normalize(reference))
+    wanted = [] if all_platforms else [Platform.parse(text) for text in platforms] or [platform.host()]
+    unpack = [] if no_unpack else [(one, snapshotter) for one in wanted or [platform.host()]]
+    display = Display(quiet=quiet, live=output.is_terminal())
+    started = time.monotonic()
+
+    async def work(client: "Client") -> None:
+        from carina.transfer.client import RemoteTransfer
+
+        transfer = RemoteTransfer(client.channel)
+        pulling = transfer.pull(
+            name,
+            platforms=wanted,
+            unpack=unpack,
+            labels=output.parse_labels(labels),
+            plain_http=plain_http,
+            on_progress=display.update,
+        )
+        await asyncio.gather(pulling)
+
+    with display:
+        target.run(work, deadline=None)
+    click.echo(name if quiet else f"{name}: pulled in {time.monotonic() - started:.1f} s")

@@ -1,0 +1,147 @@
+"""Containers made from images: snapshot, specification, record, task."""
+
+import contextlib
+import json
+import logging
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from carina import context, labels
+from carina.aio.threads import in_thread
+from carina.client.client import Client
+from carina.client.image import config_of, unpack
+from carina.containers import Container, Runtime, TypedValue
+from carina.diff.client import RemoteDiffer
+from carina.errors import CarinaError, NotFound
+from carina.images import Image
+from carina.images.manifest import Config
+from carina.leases import Lease
+from carina.linux.mount import mounted
+from carina.mount import Mount
+from carina.oci import spec as oci
+from carina.oci.user import User, lookup
+
+log = logging.getLogger(__name__)
+
+DEFAULT_RUNTIME: Final = "io.containerd.runc.v2"
+DEFAULT_SNAPSHOTTER: Final = "overlayfs"
+RESERVED_LABELS: Final = ("containerd.io/", "io.cri-containerd", "io.containerd.")
+"""What an image may not say of its containers: these labels steer the daemon."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is wanted of a new container."""
+
+    id: str
+    snapshotter: str = ""
+    """Empty: the namespace's default, else overlayfs."""
+    runtime: str = ""
+    """Empty: the namespace's default, else runc's shim."""
+    user: str = ""
+    """As in an image's `USER`; empty: the image's."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    options: oci.Options = field(default_factory=oci.Options)
+
+
+@contextlib.asynccontextmanager
+async def leased(client: Client, *, hours: float = 24) -> AsyncIterator[str]:
+    """A lease around the block's calls, deleted after it, and expiring if we don't come to that."""
+    until = (datetime.now(UTC) + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    identifier = f"carina-{secrets.token_hex(8)}"
+    await client.leases.create(Lease(id=identifier, labels={labels.GC_EXPIRE: until}))
+    try:
+        with context.within(lease=identifier):
+            yield identifier
+    finally:
+        with contextlib.suppress(NotFound):
+            await client.leases.delete(identifier)
+
+
+async def create(client: Client, image: Image, wish: Wish) -> Container:
+    """Make a container on a new snapshot of an image.
+
+    Raises:
+        AlreadyExists: a container or snapshot of that id is there.
+        InvalidArgument: the id, or something that image and wish ask for, can't be.
+    """
+    context.validate_identifier(wish.id, "container id")
+    defaults = await _namespace_labels(client)
+    name = wish.snapshotter or defaults.get(labels.DEFAULT_SNAPSHOTTER) or DEFAULT_SNAPSHOTTER
+    runtime = wish.runtime or defaults.get(labels.DEFAULT_RUNTIME) or DEFAULT_RUNTIME
+    snapshotter = client.snapshotter(name)
+    async with leased(client):
+        config = await config_of(client.content, image)
+        top = await unpack(client.content, snapshotter, RemoteDiffer(client.channel), name, image)
+        mounts = await snapshotter.prepare(wish.id, top, {labels.GC_ROOT: _now()})
+        try:
+            spec = await _spec(config, wish, mounts)
+            return await client.containers.create(
+                Container(
+                    id=wish.id,
+                    image=image.name,
+                    labels={**_image_labels(config, image.name), **wish.labels},
+                    runtime=Runtime(name=runtime),
+                    spec=TypedValue(oci.TYPE_URL, json.dumps(spec).encode()),
+                    snapshotter=name,
+                    snapshot_key=wish.id,
+                )
+            )
+        except BaseException:
+            with contextlib.suppress(CarinaError):
+                await snapshotter.remove(wish.id)
+            raise
+
+
+async def remove(client: Client, container: Container) -> None:
+    """Delete a container's record and its snapshot."""
+    await client.containers.delete(container.id)
+    if container.snapshot_key:
+        with contextlib.suppress(NotFound):
+            await client.snapshotter(container.snapshotter).remove(container.snapshot_key)
+
+
+async def rootfs(client: Client, container: Container) -> list[Mount]:
+    """The mounts of a container's root file system."""
+    if not container.snapshot_key:
+        return []
+    return await client.snapshotter(container.snapshotter).mounts(container.snapshot_key)
+
+
+async def _namespace_labels(client: Client) -> Mapping[str, str]:
+    try:
+        return (await client.namespaces.get(context.namespace())).labels
+    except NotFound:
+        return {}
+
+
+async def _spec(config: Config, wish: Wish, mounts: list[Mount]) -> dict[str, object]:
+    text = wish.user or config.user
+    options = wish.options
+    if text:
+        options = replace(options, user=await in_thread(_lookup, mounts, text))
+    return oci.generate(wish.id, context.namespace(), config, options)
+
+
+def _lookup(mounts: list[Mount], text: str) -> User:
+    with mounted(mounts) as root:
+        return lookup(str(root), text)
+
+
+def _image_labels(config: Config, image: str) -> dict[str, str]:
+    kept = {}
+    for key, value in config.labels.items():
+        if key.startswith(RESERVED_LABELS):
+            log.warning("image %s: label %s is reserved and not taken over", image, key)
+        elif len(key.encode()) + len(value.encode()) <= labels.MAX_SIZE:
+            kept[key] = value
+    if config.stop_signal:
+        kept["io.containerd.image.config.stop-signal"] = config.stop_signal
+    return kept
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,25 @@
+"""Introspection: which plugins a service is made of, as containerd names them, and how they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from carina.platforms import Platform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    type: str
+    """`io.containerd.snapshotter.v1`, ..."""
+    id: str
+    requires: Sequence[str] = ()
+    platforms: Sequence[Platform] = ()
+    exports: Mapping[str, str] = field(default_factory=dict)
+    capabilities: Sequence[str] = ()
+    error: str = ""
+    """Empty where it works; holds "skip plugin" for what this machine can't do."""
+
+
+class Introspection(Protocol):
+    async def plugins(self, filters: Sequence[str] = ()) -> Sequence[Plugin]:
+        """Every plugin that matches one of the filters; all without filters."""
