@@ -13,7 +13,11 @@ class Namespace:
 
 class NamespaceStore(Protocol):
     async def get(self, name: str) -> Namespace:
-        """Raises NotFound."""
+        """A namespace that does not exist has no labels: it comes to be with the first object made in it.
+
+        Raises:
+            InvalidArgument: the name is not an identifier.
+        """
 
     async def list(self) -> Sequence[Namespace]: ...
 

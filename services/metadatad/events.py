@@ -1,0 +1,122 @@
+"""The event exchange. Every event is in the log before a subscriber sees it, and all see the same order.
+
+A subscriber that does not keep up is cut off with ResourceExhausted; it never holds up anybody else.
+"""
+
+import asyncio
+import re
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+from carina import context
+from carina.containers import TypedValue
+from carina.context import validate_identifier
+from carina.errors import InvalidArgument, ResourceExhausted
+from carina.events import Envelope
+from carina.events.fields import Payload, fields
+from carina.filters import matcher
+from metadatad.records import Records, Transaction
+
+MAX_WAITING: Final = 4096
+"""Events that may wait for one subscriber."""
+MAX_PAYLOAD: Final = 4 * 1024 * 1024
+_COMPONENT: Final = re.compile(r"[A-Za-z0-9]+(?:[-_.]+[A-Za-z0-9]+)*")
+
+
+class Exchange:
+    """The subscribers of this process."""
+
+    def __init__(self, payload: Payload, *, max_waiting: int = MAX_WAITING) -> None:
+        self._payload = payload
+        self._max_waiting = max_waiting
+        # Weak: a subscription whose iterator was dropped without being closed is dropped with it.
+        self._subscriptions: weakref.WeakSet[_Subscription] = weakref.WeakSet()
+
+    def deliver(self, envelopes: Sequence[Envelope]) -> None:
+        """Queue events for every subscriber they match. Called on the loop, in the order of commits."""
+        for subscription in list(self._subscriptions):
+            for envelope in envelopes:
+                subscription.offer(envelope)
+
+    def subscribe(self, filters: Sequence[str] = ()) -> AsyncIterator[Envelope]:
+        """See `carina.events.EventService`. The subscription counts from this call, not from the first iteration."""
+        matches = matcher(filters, lambda envelope: fields(envelope, self._payload))
+        subscription = _Subscription(matches, self._max_waiting)
+        self._subscriptions.add(subscription)
+        return self._stream(subscription)
+
+    async def _stream(self, subscription: "_Subscription") -> AsyncIterator[Envelope]:
+        try:
+            while True:
+                yield await subscription.next()
+        finally:
+            self._subscriptions.discard(subscription)
+
+
+class _Subscription:
+    def __init__(self, matches: Callable[[Envelope], bool], max_waiting: int) -> None:
+        self._matches = matches
+        self._max_waiting = max_waiting
+        self._waiting: deque[Envelope] = deque()
+        self._arrived = asyncio.Event()
+        self._lost = False
+
+    def offer(self, envelope: Envelope) -> None:
+        if self._lost or not self._matches(envelope):
+            return
+        if len(self._waiting) >= self._max_waiting:
+            self._lost = True
+        else:
+            self._waiting.append(envelope)
+        self._arrived.set()
+
+    async def next(self) -> Envelope:
+        while not self._waiting:
+            if self._lost:
+                raise ResourceExhausted(
+                    f"the subscriber did not keep up: {self._max_waiting} events were waiting, and one was lost"
+                )
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+
+class Events:
+    """`carina.events.EventService`: the exchange, with the log in the metadata database."""
+
+    def __init__(self, records: Records, exchange: Exchange) -> None:
+        self._records = records
+        self._exchange = exchange
+
+    async def publish(self, topic: str, event: TypedValue) -> None:
+        namespace = context.namespace()
+        _validate(topic, event)
+
+        def emit(transaction: Transaction) -> None:
+            transaction.emit(namespace, topic, event)
+
+        await self._records.write(emit)
+
+    async def forward(self, envelope: Envelope) -> None:
+        validate_identifier(envelope.namespace, "namespace")
+        _validate(envelope.topic, envelope.event)
+
+        def emit(transaction: Transaction) -> None:
+            transaction.emit(envelope.namespace, envelope.topic, envelope.event, time=envelope.timestamp)
+
+        await self._records.write(emit)
+
+    def subscribe(self, filters: Sequence[str] = ()) -> AsyncIterator[Envelope]:
+        return self._exchange.subscribe(filters)
+
+
+def _validate(topic: str, event: TypedValue) -> None:
+    if not topic.startswith("/") or topic == "/":
+        raise InvalidArgument(f"topic {topic[:128]!r} must begin with '/' and name something")
+    for component in topic[1:].split("/"):
+        if _COMPONENT.fullmatch(component) is None:
+            raise InvalidArgument(f"topic {topic[:128]!r} has the component {component[:64]!r}, which is not valid")
+    if len(event.value) > MAX_PAYLOAD:
+        raise InvalidArgument(f"the payload of an event of {topic} is over {MAX_PAYLOAD} bytes long")

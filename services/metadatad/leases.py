@@ -1,0 +1,175 @@
+"""Leases, and what they hold. Expired ones are the collector's business."""
+
+import builtins
+import secrets
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from carina import context, labels
+from carina.errors import AlreadyExists, InvalidArgument, NotFound
+from carina.filters import matcher
+from carina.leases import Lease, Resource
+from carina.leases.fields import fields
+from carina.sqlite import now, to_time
+from metadatad import edges, namespaces
+from metadatad.columns import moment, pack, unpack, validate_name
+from metadatad.records import Records, Transaction
+
+TYPES = ("content", "ingests", "images")
+
+
+def hold(connection: sqlite3.Connection, namespace: str, lease: str | None, resource: Resource) -> None:
+    """Add a resource to a lease; nothing without a lease (`carina.context.current().lease`).
+
+    For every store that makes something: call it in the transaction that makes the record.
+
+    Raises:
+        NotFound: no such lease.
+        InvalidArgument: a lease can't hold this type.
+    """
+    if lease is None or lease == "":
+        return
+    _validate_resource(resource)
+    found = _get(connection, namespace, lease)
+    connection.execute(
+        "INSERT OR IGNORE INTO lease_resources (namespace, lease, type, id) VALUES (?, ?, ?, ?)",
+        (namespace, lease, resource.type, resource.id),
+    )
+    kind = "flat" if labels.GC_FLAT in found.labels else "ref"
+    connection.execute(
+        "INSERT OR IGNORE INTO edges (namespace, source, destination, kind) VALUES (?, ?, ?, ?)",
+        (namespace, edges.lease(lease), edges.resource(resource.type, resource.id), kind),
+    )
+
+
+def release(connection: sqlite3.Connection, namespace: str, lease: str | None, resource: Resource) -> None:
+    """Take a resource from a lease, if it holds it.
+
+    Raises:
+        NotFound: no such lease.
+        InvalidArgument: a lease can't hold this type.
+    """
+    if lease is None or lease == "":
+        return
+    _validate_resource(resource)
+    _get(connection, namespace, lease)
+    connection.execute(
+        "DELETE FROM lease_resources WHERE namespace = ? AND lease = ? AND type = ? AND id = ?",
+        (namespace, lease, resource.type, resource.id),
+    )
+    connection.execute(
+        "DELETE FROM edges WHERE namespace = ? AND source = ? AND destination = ? AND kind IN ('ref', 'flat')",
+        (namespace, edges.lease(lease), edges.resource(resource.type, resource.id)),
+    )
+
+
+class Leases:
+    """`carina.leases.LeaseManager` on the metadata database."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    async def create(self, lease: Lease) -> Lease:
+        namespace = context.namespace()
+        if not lease.id:
+            lease = replace(lease, id=f"{time.time_ns()}-{secrets.token_urlsafe(6)}")
+        validate_name(lease.id, "lease id")
+        labels.validate(lease.labels)
+
+        def insert(transaction: Transaction) -> Lease:
+            connection = transaction.connection
+            if _find(connection, namespace, lease.id) is not None:
+                raise AlreadyExists(f"lease {lease.id!r} already exists")
+            namespaces.ensure(connection, namespace)
+            created = moment(lease.created_at, now())
+            connection.execute(
+                "INSERT INTO leases (namespace, id, labels, created_at) VALUES (?, ?, ?, ?)",
+                (namespace, lease.id, pack(lease.labels), created),
+            )
+            edges.state(connection, namespace, edges.lease(lease.id), lease.labels)
+            return replace(lease, created_at=to_time(created))
+
+        return await self._records.write(insert)
+
+    async def delete(self, id: str, *, sync: bool = False) -> None:
+        namespace = context.namespace()
+
+        def remove(transaction: Transaction) -> None:
+            _get(transaction.connection, namespace, id)
+            discard(transaction.connection, namespace, id)
+            transaction.deletion = True
+
+        await self._records.write(remove)
+        if sync:
+            await self._records.collect()
+
+    async def list(self, filters: Sequence[str] = ()) -> builtins.list[Lease]:
+        namespace = context.namespace()
+        matches = matcher(filters, fields)
+        rows = await self._records.read(
+            lambda connection: connection.execute(
+                "SELECT id, labels, created_at FROM leases WHERE namespace = ? ORDER BY id", (namespace,)
+            ).fetchall()
+        )
+        leases = (Lease(id=id, labels=unpack(stored), created_at=to_time(created)) for id, stored, created in rows)
+        return [lease for lease in leases if matches(lease)]
+
+    async def add_resource(self, id: str, resource: Resource) -> None:
+        namespace = context.namespace()
+        validate_name(id, "lease id")
+        await self._records.write(lambda transaction: hold(transaction.connection, namespace, id, resource))
+
+    async def delete_resource(self, id: str, resource: Resource) -> None:
+        namespace = context.namespace()
+        validate_name(id, "lease id")
+
+        def remove(transaction: Transaction) -> None:
+            release(transaction.connection, namespace, id, resource)
+            transaction.deletion = True
+
+        await self._records.write(remove)
+
+    async def resources(self, id: str) -> Sequence[Resource]:
+        namespace = context.namespace()
+
+        def select(connection: sqlite3.Connection) -> builtins.list[Resource]:
+            _get(connection, namespace, id)
+            rows = connection.execute(
+                "SELECT type, id FROM lease_resources WHERE namespace = ? AND lease = ? ORDER BY type, id",
+                (namespace, id),
+            )
+            return [Resource(type=type, id=id) for type, id in rows]
+
+        return await self._records.read(select)
+
+
+def discard(connection: sqlite3.Connection, namespace: str, id: str) -> None:
+    """Remove a lease's rows, with what it holds and states."""
+    connection.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, id))
+    edges.forget(connection, namespace, edges.lease(id))
+
+
+def _find(connection: sqlite3.Connection, namespace: str, id: str) -> Lease | None:
+    row = connection.execute(
+        "SELECT labels, created_at FROM leases WHERE namespace = ? AND id = ?", (namespace, id)
+    ).fetchone()
+    return None if row is None else Lease(id=id, labels=unpack(row[0]), created_at=to_time(row[1]))
+
+
+def _get(connection: sqlite3.Connection, namespace: str, id: str) -> Lease:
+    lease = _find(connection, namespace, id)
+    if lease is None:
+        raise NotFound(f"lease {id!r} does not exist")
+    return lease
+
+
+def _validate_resource(resource: Resource) -> None:
+    kind, slash, snapshotter = resource.type.partition("/")
+    known = resource.type in TYPES or (kind == "snapshots" and slash == "/" and snapshotter and "/" not in snapshotter)
+    if not known:
+        raise InvalidArgument(
+            f"a lease can't hold {resource.type!r}: expected {', '.join(TYPES)} or snapshots/SNAPSHOTTER"
+        )
+    validate_name(resource.id, f"id of the {resource.type} resource")
