@@ -1,0 +1,201 @@
+"""The reference graph as rows: which object keeps which, as labels and records state it.
+
+Every store writes the edges and pins of a record in the transaction that writes the record (`state`),
+and takes them away in the transaction that removes it (`forget`). The schema lists the kinds of edges.
+"""
+
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from carina import labels as names
+from carina.sqlite import from_time
+
+Node = str
+"""`content/DIGEST`, `snapshots/SNAPSHOTTER/KEY`, `images/NAME`, `containers/ID`, `sandboxes/ID`, `leases/ID` or
+`ingests/REF`, in one namespace."""
+
+BACK_REFERENCE: Final = "containerd.io/gc.bref."
+CONDITIONAL: Final = "containerd.io/gc.cond.snapshot"
+USED_AT: Final = "containerd.io/gc.cond.value-usedat"
+
+_UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|us|µs|ns|m|s)")
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """`source` keeps `destination`."""
+
+    source: Node
+    destination: Node
+    kind: str
+    condition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """What an object's labels say of the object itself."""
+
+    kind: str
+    """`root` or `expire`."""
+    until: int | None = None
+
+
+def content(digest: str) -> Node:
+    return f"content/{digest}"
+
+
+def snapshot(snapshotter: str, key: str) -> Node:
+    return f"snapshots/{snapshotter}/{key}"
+
+
+def image(name: str) -> Node:
+    return f"images/{name}"
+
+
+def container(id: str) -> Node:
+    return f"containers/{id}"
+
+
+def sandbox(id: str) -> Node:
+    return f"sandboxes/{id}"
+
+
+def lease(id: str) -> Node:
+    return f"leases/{id}"
+
+
+def ingest(ref: str) -> Node:
+    return f"ingests/{ref}"
+
+
+def resource(type: str, id: str) -> Node:
+    """The node of a lease's resource: its type is `content`, `ingests`, `images` or `snapshots/SNAPSHOTTER`."""
+    return f"{type}/{id}"
+
+
+def of_labels(node: Node, labels: Mapping[str, str]) -> list[Edge]:
+    """The edges that an object's labels state. A label that can't be understood is ignored, as containerd does."""
+    result = []
+    for key, value in labels.items():
+        if not key.startswith("containerd.io/gc."):
+            continue
+        if key.startswith("containerd.io/gc.ref."):
+            other = _named(key.removeprefix("containerd.io/gc.ref."), value)
+            if other is not None:
+                result.append(Edge(node, other, "ref"))
+        elif key.startswith(BACK_REFERENCE):
+            other = _named(key.removeprefix(BACK_REFERENCE), value, containers=True)
+            if other is not None:
+                result.append(Edge(other, node, "bref"))
+        elif key.startswith(CONDITIONAL):
+            result.extend(_conditional(node, key, value))
+    return result
+
+
+def pins_of_labels(labels: Mapping[str, str]) -> list[Pin]:
+    """`gc.root` (or any label with that prefix) and `gc.expire`; an expiry that is no RFC 3339 time is ignored."""
+    result = []
+    if any(key.startswith(names.GC_ROOT) for key in labels):
+        result.append(Pin("root"))
+    expiry = labels.get(names.GC_EXPIRE)
+    if expiry is not None:
+        moment = parse_time(expiry)
+        if moment is not None:
+            result.append(Pin("expire", from_time(moment)))
+    return result
+
+
+def state(
+    connection: sqlite3.Connection,
+    namespace: str,
+    node: Node,
+    labels: Mapping[str, str],
+    *,
+    references: Iterable[tuple[Node, str]] = (),
+) -> None:
+    """Write what an object states, in place of what it stated before.
+
+    `references` are (destination, kind) pairs that come from the record rather than from labels.
+    """
+    forget(connection, namespace, node)
+    edges = [Edge(node, destination, kind) for destination, kind in references]
+    edges += of_labels(node, labels)
+    connection.executemany(
+        "INSERT OR IGNORE INTO edges (namespace, source, destination, kind, condition) VALUES (?, ?, ?, ?, ?)",
+        [(namespace, edge.source, edge.destination, edge.kind, edge.condition) for edge in edges],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO pins (namespace, node, kind, until) VALUES (?, ?, ?, ?)",
+        [(namespace, node, pin.kind, pin.until) for pin in pins_of_labels(labels)],
+    )
+
+
+def forget(connection: sqlite3.Connection, namespace: str, node: Node) -> None:
+    """Remove every edge and pin that an object states; edges that others state towards it stay."""
+    connection.execute(
+        "DELETE FROM edges WHERE namespace = ? AND source = ? AND kind IN ('target', 'parent', 'ref', 'flat')",
+        (namespace, node),
+    )
+    connection.execute(
+        "DELETE FROM edges WHERE namespace = ? AND destination = ? AND kind IN ('bref', 'cond')", (namespace, node)
+    )
+    connection.execute("DELETE FROM pins WHERE namespace = ? AND node = ?", (namespace, node))
+
+
+def holds(condition: str, used_at: datetime | None, now: datetime) -> bool:
+    """Whether a snapshot that was used at that moment satisfies `usedat<24h` or `usedat>24h`."""
+    match = re.fullmatch(r"usedat([<>])(.+)", condition)
+    duration = parse_duration(match[2]) if match is not None else None
+    if match is None or duration is None or used_at is None:
+        return False
+    age = (now - used_at).total_seconds()
+    return age < duration if match[1] == "<" else age > duration
+
+
+def parse_time(text: str) -> datetime | None:
+    """An RFC 3339 time; None if it is not one."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo is not None and "T" in text.upper() else None
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of a duration as Go writes it (`1h30m`, `250ms`, `0`); None if it is not one."""
+    sign = -1.0 if text.startswith("-") else 1.0
+    body = text.lstrip("+-") if len(text) - len(text.lstrip("+-")) <= 1 else ""
+    if body == "0":
+        return 0.0
+    parts = _PART.findall(body)
+    if not parts or "".join(number + unit for number, unit in parts) != body:
+        return None
+    return sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def _named(rest: str, value: str, *, containers: bool = False) -> Node | None:
+    """What `content`, `content.x`, `content/x`, `image...`, `container...` or `snapshot.SNAPSHOTTER[/x]` refer to."""
+    if rest.startswith("snapshot."):
+        return snapshot(rest.removeprefix("snapshot.").partition("/")[0], value)
+    kinds = [("content", content), ("image", image)] + ([("container", container)] if containers else [])
+    for noun, node in kinds:
+        if rest == noun or rest.startswith((f"{noun}.", f"{noun}/")):
+            return node(value)
+    return None
+
+
+def _conditional(node: Node, key: str, value: str) -> list[Edge]:
+    snapshotter = key.removeprefix(CONDITIONAL).lstrip("./").partition("/")[0]
+    conditions, bar, name = value.partition("|")
+    if not bar:
+        return []
+    return [
+        Edge(snapshot(snapshotter, name), node, "cond", condition)
+        for condition in conditions.split(",")
+        if re.fullmatch(r"usedat[<>].+", condition) and parse_duration(condition[7:]) is not None
+    ]
