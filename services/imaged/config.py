@@ -1,0 +1,71 @@
+"""imaged's settings: the section `[images]` of the configuration.
+
+[images]
+config_path = "/etc/carina/certs.d"       # REGISTRY/hosts.toml
+max_concurrent_downloads = 4              # connections to a registry that one pull keeps busy
+default_snapshotter = "overlayfs"
+attempts = 5                              # how often something transient is tried
+connect_timeout = 15                      # seconds
+stall_timeout = 60                        # seconds without a byte from a registry
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from carina.config import Config as Whole
+from carina.errors import InvalidArgument
+
+DEFAULT_CONFIG_PATH: Final = Path("/etc/carina/certs.d")
+_KEYS: Final = frozenset(
+    (
+        "config_path",
+        "max_concurrent_downloads",
+        "default_snapshotter",
+        "attempts",
+        "connect_timeout",
+        "stall_timeout",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    root: Path
+    """Owned by imaged: scratch space of the differ."""
+    address: str
+    metadata: str
+    """Address of metadatad."""
+    config_path: Path = DEFAULT_CONFIG_PATH
+    max_concurrent_downloads: int = 4
+    default_snapshotter: str = "overlayfs"
+    attempts: int = 5
+    connect_timeout: float = 15.0
+    stall_timeout: float = 60.0
+
+    @classmethod
+    def of(cls, whole: Whole) -> Self:
+        """Raises InvalidArgument, naming the key."""
+        table = whole.section("images")
+        for key in table:
+            if key not in _KEYS:
+                raise InvalidArgument(f"images.{key} is not a setting: expected one of {', '.join(sorted(_KEYS))}")
+        return cls(
+            root=whole.root / "imaged",
+            address=whole.services["images"],
+            metadata=whole.services["metadata"],
+            config_path=Path(str(table.get("config_path", DEFAULT_CONFIG_PATH))),
+            max_concurrent_downloads=int(_number(table, "max_concurrent_downloads", 4, least=1, most=64)),
+            default_snapshotter=str(table.get("default_snapshotter", "overlayfs")),
+            attempts=int(_number(table, "attempts", 5, least=1, most=100)),
+            connect_timeout=_number(table, "connect_timeout", 15.0, least=0.1, most=3600),
+            stall_timeout=_number(table, "stall_timeout", 60.0, least=0.1, most=3600),
+        )
+
+
+def _number(table: Mapping[str, Any], key: str, default: float, *, least: float, most: float) -> float:
+    value = table.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InvalidArgument(f"images.{key} must be a number from {least} to {most}")
+    return value

@@ -1,0 +1,98 @@
+"""The Transfer service's work: which use case a source and a destination make, and what it is given."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from carina import context
+from carina.aio.threads import in_thread
+from carina.errors import PermissionDenied
+from carina.reference import Reference
+from carina.transfer import ANONYMOUS, Access, OnProgress, Store, Transfer
+from imaged.auth import Authorizer
+from imaged.hosts import hosts
+from imaged.ingest import CALL_SECONDS
+from imaged.progress import Tracker
+from imaged.pull import Stores, lease, names, pull, record
+from imaged.registry import Repository, Retry
+
+MAX_HEADERS: Final = 64
+_FORBIDDEN_HEADERS: Final = frozenset(
+    ("authorization", "host", "content-length", "transfer-encoding", "range", "accept")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Limits on waiting for a registry, in seconds."""
+
+    connect: float = 15.0
+    stall: float = 60.0
+    """How long no byte may arrive."""
+
+
+class Transfers(Transfer):
+    """`carina.transfer.Transfer` on the stores that this process was given."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        *,
+        config_path: Path | None = None,
+        retry: Retry | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> None:
+        self.stores = stores
+        self._config_path = config_path
+        self._retry = retry or Retry()
+        self._timeouts = timeouts or Timeouts()
+
+    async def fetch(
+        self, reference: str, into: Store, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
+    ) -> None:
+        parsed = Reference.parse(reference)
+        tracker = Tracker(into.name or reference, on_progress)
+        with context.no_deadline():
+            async with self._repository(parsed, access) as repository:
+                await pull(self.stores, repository, into, tracker=tracker)
+
+    async def tag(self, name: str, into: Store) -> None:
+        async with lease(self.stores.leases):
+            with context.deadline(CALL_SECONDS):
+                image = await self.stores.images.get(name)
+            await record(self.stores.images, image.target, names(into, image.target), into.labels)
+
+    @contextlib.asynccontextmanager
+    async def _repository(self, reference: Reference, access: Access) -> AsyncIterator[Repository]:
+        """A repository to talk to, with a session of its own: nothing that one caller is allowed leaks to another."""
+        for name in access.headers:
+            if name.lower() in _FORBIDDEN_HEADERS or len(access.headers) > MAX_HEADERS:
+                raise PermissionDenied(f"registry {reference.domain}: header {name[:60]!r} can't be set by the caller")
+        directory = Path(access.host_dir) if access.host_dir else self._config_path
+        scheme = "http" if access.plain_http else access.scheme
+        found = await in_thread(lambda: hosts(reference.domain, directory=directory, scheme=scheme))
+        timeout = aiohttp.ClientTimeout(
+            total=None, connect=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.stall
+        )
+        async with aiohttp.ClientSession(
+            timeout=timeout,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            connector=aiohttp.TCPConnector(limit=self.stores.downloads + 2),
+            read_bufsize=1 << 20,
+            headers={"User-Agent": "carina/0.1"},
+            max_line_size=16384,
+            max_field_size=16384,
+        ) as session:
+            yield Repository(
+                reference=reference,
+                hosts=tuple(found),
+                session=session,
+                authorizer=Authorizer(session, access.credentials),
+                headers=access.headers,
+                retry=self._retry,
+            )
