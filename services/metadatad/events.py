@@ -16,7 +16,7 @@ from carina.context import validate_identifier
 from carina.errors import InvalidArgument, ResourceExhausted
 from carina.events import Envelope
 from carina.events.fields import Payload, fields
-from carina.filters import matcher
+from carina.filters import Adaptor, matcher
 from metadatad.records import Records, Transaction
 
 MAX_WAITING: Final = 4096
@@ -42,10 +42,13 @@ class Exchange:
 
     def subscribe(self, filters: Sequence[str] = ()) -> AsyncIterator[Envelope]:
         """See `carina.events.EventService`. The subscription counts from this call, not from the first iteration."""
-        matches = matcher(filters, lambda envelope: fields(envelope, self._payload))
+        matches = matcher(filters, self._fields)
         subscription = _Subscription(matches, self._max_waiting)
         self._subscriptions.add(subscription)
         return self._stream(subscription)
+
+    def _fields(self, envelope: Envelope) -> Adaptor:
+        return fields(envelope, self._payload)
 
     async def _stream(self, subscription: "_Subscription") -> AsyncIterator[Envelope]:
         try:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-import re2
+import re2  # type: ignore[import-untyped]
 
 from carina.errors import InvalidArgument
 
