@@ -1,1 +1,1 @@
-"""What asyncio lacks: keyed locks, bounded threads, deferred cancellation, the shape of a daemon."""
+"""Running on an event loop: the life of a daemon, locks, threads and cancellation."""

@@ -1,4 +1,4 @@
-"""Deferred cancellation: what must not be cut in the middle is completed first."""
+"""Cancellation that waits: a critical pair of steps is completed first."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,21 +8,24 @@ T = TypeVar("T")
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even if the caller is cancelled meanwhile; the cancellation is delivered then."""
-    task = asyncio.get_running_loop().create_task(work, name="finish")
+    """Run `work` to its end even if the caller is cancelled meanwhile; the cancellation is then delivered.
+
+    If `work` fails after the caller was cancelled, its error becomes the context of the cancellation.
+    """
+    task = asyncio.get_running_loop().create_task(work, name=f"finish {work.__qualname__}")
+    return await settle(task)
+
+
+async def settle(future: "asyncio.Future[T]") -> T:
+    """Wait for `future` whatever happens to the caller, then deliver the caller's cancellation if there was one."""
     cancelled: asyncio.CancelledError | None = None
-    while not task.done():
+    while not future.done():
         try:
-            await asyncio.shield(task)
+            await asyncio.wait([future])
         except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
             cancelled = error
-        except BaseException:
-            if cancelled is None:
-                raise
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
-        raise cancelled
-    return task.result()
+    if cancelled is None:
+        return future.result()
+    if not future.cancelled() and (error := future.exception()) is not None:
+        raise cancelled from error
+    raise cancelled

@@ -1,46 +1,57 @@
-"""One lock per key, with a deadline on taking it."""
+"""Locks by name, each held as briefly as the work on one object takes."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Hashable
+from dataclasses import dataclass, field
 
 from carina.errors import Unavailable
 
 
-class KeyedLock:
-    """Mutual exclusion per key. A key takes memory only while somebody holds or waits for it."""
+@dataclass(slots=True)
+class _Entry:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
 
-    def __init__(self, noun: str = "object") -> None:
-        self._noun = noun
-        self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
+
+class KeyedLock:
+    """A lock for each key. Keys that nobody holds or waits for take no memory. Waiters are served in their order."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Hashable, _Entry] = {}
+
+    def __len__(self) -> int:
+        """Number of keys held or waited for."""
+        return len(self._entries)
+
+    def locked(self, key: Hashable) -> bool:
+        entry = self._entries.get(key)
+        return entry is not None and entry.lock.locked()
 
     @contextlib.asynccontextmanager
     async def hold(self, key: Hashable, *, seconds: float = 30.0) -> AsyncIterator[None]:
-        """Hold the key's lock for the block.
+        """Hold the key's lock during the block.
 
         Raises:
-            Unavailable: somebody else held it for `seconds`.
+            Unavailable: others held it for `seconds`.
         """
-        lock, users = self._locks.get(key, (None, 0))
-        lock = lock or asyncio.Lock()
-        self._locks[key] = (lock, users + 1)
+        entry = self._entries.setdefault(key, _Entry())
+        entry.users += 1
         try:
-            try:
-                async with asyncio.timeout(seconds):
-                    await lock.acquire()
-            except TimeoutError as error:
-                raise Unavailable(f"{self._noun} {key} is locked: nobody let go of it for {seconds:g} s") from error
+            await _acquire(entry.lock, key, seconds)
             try:
                 yield
             finally:
-                lock.release()
+                entry.lock.release()
         finally:
-            lock, users = self._locks[key]
-            if users == 1:
-                del self._locks[key]
-            else:
-                self._locks[key] = (lock, users - 1)
+            entry.users -= 1
+            if not entry.users:
+                del self._entries[key]
 
-    def locked(self, key: Hashable) -> bool:
-        """Whether somebody holds the key's lock now."""
-        return key in self._locks and self._locks[key][0].locked()
+
+async def _acquire(lock: asyncio.Lock, key: Hashable, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await lock.acquire()
+    except TimeoutError:
+        raise Unavailable(f"{key} is locked, for more than {seconds:g} seconds now") from None

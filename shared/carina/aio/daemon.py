@@ -1,0 +1,130 @@
+"""The life of a daemon's process: from the first signal handler to the exit status."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import uvloop
+from setproctitle import setproctitle
+
+from carina.errors import CarinaError
+
+log = logging.getLogger(__name__)
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class Lifetime:
+    """What a daemon's main function is told of its process, and tells."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._stopped = asyncio.Event()
+
+    def ready(self) -> None:
+        """Say that the service answers now (to the service manager, if there is one)."""
+        log.info("ready")
+        _notify("READY=1")
+
+    def stop(self) -> None:
+        """Ask the daemon to end, as SIGTERM does."""
+        if not self._stopped.is_set():
+            self._stopped.set()
+            _notify("STOPPING=1")
+
+    async def stopped(self) -> None:
+        """Return once the process has been asked to end."""
+        await self._stopped.wait()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopped.is_set()
+
+
+def run(name: str, main: Callable[[Lifetime], Awaitable[None]], *, level: int = logging.INFO) -> None:
+    """Run `main` as the process's only work and end the process with the status that fits.
+
+    0 after `main` returned, 1 after a failure; a second signal ends the process at once, with 128 and its number.
+    """
+    raise SystemExit(_run(name, main, level))
+
+
+def _run(name: str, main: Callable[[Lifetime], Awaitable[None]], level: int) -> int:
+    setproctitle(name)
+    start_log(name, level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_supervise(name, main))
+    except* CarinaError as group:
+        for error in _leaves(group):
+            log.error("%s", error)  # noqa: TRY400 - one clear line; where it was raised tells an operator nothing
+        return 1
+    except* Exception:
+        log.exception("ended by an unexpected error")
+        return 1
+    return 0
+
+
+async def _supervise(name: str, main: Callable[[Lifetime], Awaitable[None]]) -> None:
+    lifetime = Lifetime(name)
+    with _signals(lifetime):
+        await main(lifetime)
+
+
+@contextlib.contextmanager
+def _signals(lifetime: Lifetime) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def received(number: signal.Signals) -> None:
+        if lifetime.stopping:
+            log.warning("%s again: ending at once", number.name)
+            os._exit(128 + number)
+        log.info("%s: stopping", number.name)
+        lifetime.stop()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, received, number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def start_log(name: str, level: int) -> None:
+    """One line for each record, on the standard error stream: time, level, service, message."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = logging.Formatter(f"%(asctime)s.%(msecs)03dZ %(levelname)s {name} %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for noisy in ("h2", "hpack", "grpclib", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+
+
+def _leaves(group: BaseExceptionGroup[CarinaError]) -> Iterator[CarinaError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _notify(state: str) -> None:
+    """Tell the service manager (the protocol of sd_notify)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.warning("the service manager does not listen on %s: %s", address, error)
