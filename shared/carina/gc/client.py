@@ -1,6 +1,6 @@
 """The collector over a socket."""
 
-from carina.api.carina.gc.v1 import GCStub, RunRequest
+from carina.api.carina.gc.v1 import GcStub, RunRequest
 from carina.gc import Collection, Removed
 from carina.rpc.client import Channel
 
@@ -9,7 +9,7 @@ class RemoteCollector:
     """`Collector` of the service at the other end of a channel."""
 
     def __init__(self, channel: Channel) -> None:
-        self._stub = GCStub(channel)
+        self._stub = GcStub(channel)
 
     async def run(self, *, sync: bool = False) -> Collection:
         answer = await self._stub.run(RunRequest(sync=sync))

@@ -1,11 +1,11 @@
 """Serves any collector over gRPC."""
 
-from carina.api.carina.gc.v1 import GCBase, RunRequest, RunResponse
+from carina.api.carina.gc.v1 import GcBase, RunRequest, RunResponse
 from carina.api.carina.gc.v1 import Removed as WireRemoved
 from carina.gc import Collector
 
 
-class GCService(GCBase):
+class GCService(GcBase):
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
 

@@ -12,7 +12,7 @@ from grpclib.metadata import Deadline
 from carina import context, errors
 from carina.config import socket_path
 from carina.rpc.codec import Codec
-from carina.rpc.codes import from_status
+from carina.rpc.codes import to_domain
 
 
 def connect(address: str) -> "Channel":
@@ -76,7 +76,7 @@ class Stream(grpclib.client.Stream[Any, Any]):
         if isinstance(error, errors.CarinaError | asyncio.CancelledError):
             return error
         if isinstance(error, GRPCError):
-            return from_status(error)
+            return to_domain(error)
         if isinstance(error, StreamTerminatedError):
             return errors.Unavailable(f"the connection to {self.address} broke: {error}")
         if isinstance(error, TimeoutError):

@@ -19,7 +19,7 @@ from carina import errors
 from carina.config import socket_path
 from carina.context import Call, use
 from carina.rpc.codec import Codec
-from carina.rpc.codes import to_status
+from carina.rpc.codes import to_wire
 from carina.rpc.health import Health, Version
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ async def _receive(listener: Listener, event: RecvRequest) -> None:
         except (GRPCError, asyncio.CancelledError):
             raise
         except errors.CarinaError as error:
-            raise to_status(error) from error
+            raise to_wire(error) from error
         except TimeoutError as error:
             raise GRPCError(Status.DEADLINE_EXCEEDED, f"{event.method_name}: deadline exceeded") from error
         except Exception as error:
