@@ -1,0 +1,25 @@
+"""Layers: tar streams of changes, applied to a tree or made from two.
+
+    compression.py  bytes of a blob to bytes of a tar stream, and back
+    tar.py          tar stream to entries: a reader of our own, because Python's `tarfile` trusts what it reads
+    apply.py        entries to a tree, through directory descriptors only
+    compare.py      two trees to changes;  writer.py  changes to a tar stream
+    worker.py       the process that does either, confined to the tree;  broker.py  its trusted parent
+    process.py      starts workers: what other packages call
+
+Everything but `process` runs in the worker and stays cheap to import.
+"""
+
+from typing import NamedTuple
+
+
+class Limits(NamedTuple):
+    """What one layer may cost. A limit of 0 is none."""
+
+    bytes: int = 1 << 40
+    """Bytes of the uncompressed stream."""
+    entries: int = 20_000_000
+    """Entries of the archive."""
+    ratio: int = 500
+    """Uncompressed bytes for each compressed one, once the layer is larger than `ratio_from`."""
+    ratio_from: int = 8 << 30

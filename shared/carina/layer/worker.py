@@ -1,0 +1,166 @@
+"""The process that applies or makes one layer: `main` runs in a fresh interpreter, started by `process.py`.
+
+The process gets a request in JSON on standard input and writes one line of result to standard output.
+It enters a mount namespace of its own, so that whatever it mounts ends with it.
+To apply a layer it forks: the child changes its root to the tree, drops what privileges it can and parses what
+strangers wrote; the parent only answers the few questions of `broker.py`.
+Before the child changes its root, importing is switched off: a module found in an image would run in it.
+"""
+
+import json
+import os
+import resource
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from carina.errors import CarinaError, Internal
+from carina.layer import Limits
+from carina.layer.apply import Applier
+from carina.layer.broker import Asking, Broker
+from carina.layer.compression import decompressed
+from carina.layer.feed import Feed
+from carina.layer.tar import Reader
+from carina.linux import confine
+from carina.linux.libc import call
+
+_PLACE: Final = "/sys"
+"""Covered by an empty file system, in the private namespace, to mount trees in: no layer or snapshot is below it."""
+_APPLIER: Final = (
+    confine.CHOWN,
+    confine.DAC_OVERRIDE,
+    confine.FOWNER,
+    confine.FSETID,
+    confine.MKNOD,
+    confine.SETFCAP,
+)
+_COMPARER: Final = (confine.DAC_READ_SEARCH,)
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_MAX_DESCRIPTORS: Final = 4096
+
+
+def main() -> None:
+    """Do what the request on standard input says, and leave without the interpreter's ceremony."""
+    request = json.loads(sys.stdin.buffer.read())
+    confine.die_with_parent(request["parent"])
+    os.umask(0)
+    try:
+        result = _apply(request) if request["verb"] == "apply" else _diff(request)
+    except BaseException as error:  # the process that started this one raises it
+        result = _failure(error)
+    _finish(result, 1)
+
+
+def _finish(result: bytes, descriptor: int) -> None:
+    while result:
+        result = result[os.write(descriptor, result) :]
+    os._exit(0)
+
+
+def _failure(error: BaseException) -> bytes:
+    kind, text = type(error), str(error)
+    if not isinstance(error, CarinaError):
+        kind, text = Internal, f"the worker failed: {type(error).__name__}: {error}"
+    while kind.__module__ != CarinaError.__module__:
+        kind = kind.__base__  # type: ignore[assignment]  # every class of ours ends there
+    return json.dumps({"error": kind.__name__, "text": text[:4096]}).encode()
+
+
+def _apply(request: dict[str, Any]) -> bytes:
+    overlay = request["form"] == "overlay"
+    root = os.open(request["root"] if overlay else _tree(request["mounts"], "upper", readonly=False), _DIRECTORY)
+    lowers = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in request["lowers"]]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    size = 256 << 10
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        for lower in lowers:
+            os.close(lower)
+        _child(request, root, theirs, parent)
+    theirs.close()
+    os.close(request["blob"])
+    result = Broker(lowers=lowers, user_attributes=request["user_attributes"]).serve(ours)
+    _, status = os.waitpid(child, 0)
+    if not result or status:
+        raise Internal(f"the worker ended with status {os.waitstatus_to_exitcode(status)} before the layer was applied")
+    if request["sync"] and "error" not in json.loads(result):
+        call("syncfs", root)
+    return result
+
+
+def _child(request: dict[str, Any], root: int, channel: socket.socket, parent: int) -> None:
+    result = b""
+    try:
+        confine.die_with_parent(parent)
+        chunks = decompressed(request["blob"], request["kind"])
+        for descriptor in (0, 1):
+            os.close(descriptor)
+        _confine(root, _APPLIER, has_root=os.geteuid() == 0)
+        limits = Limits(**request["limits"])
+        result = _applied(chunks, request, root=root, channel=channel, limits=limits)
+    except BaseException as error:  # the parent hands it on
+        result = _failure(error)
+    channel.send(result)
+    os._exit(0)
+
+
+def _applied(
+    chunks: Iterator[bytes], request: dict[str, Any], *, root: int, channel: socket.socket, limits: Limits
+) -> bytes:
+    feed = Feed(chunks, compressed=os.fstat(request["blob"]).st_size, limits=limits)
+    feed.start()
+    reader = Reader(feed.pull)
+    overlay = request["form"] == "overlay"
+    Applier(root, overlay=overlay, privileges=Asking(channel), limits=limits).run(reader)
+    reader.drain()
+    return json.dumps({"digest": f"sha256:{feed.hexdigest()}", "size": feed.size}).encode()
+
+
+def _confine(root: int, capabilities: Sequence[int], *, has_root: bool) -> None:
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
+    sys.path.clear()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_DESCRIPTORS, _MAX_DESCRIPTORS))
+    if has_root:
+        os.fchdir(root)
+        os.chroot(".")
+        confine.keep_capabilities(capabilities)
+
+
+def _tree(mounts: Sequence[Sequence[Any]], name: str, *, readonly: bool) -> str:
+    """Where the tree of these mounts is. A lone bind mount needs no mounting."""
+    if len(mounts) == 1 and mounts[0][0] == "bind" and not mounts[0][2]:
+        source: str = mounts[0][1]
+        return source
+    from carina.linux.mount import mount_all, unshare_mounts
+    from carina.mount import Mount
+
+    if not os.path.exists(f"{_PLACE}/.carina"):
+        unshare_mounts()
+        mount_all([Mount(type="tmpfs", source="carina", options=("mode=0700", "size=64k"))], _PLACE)
+        os.mkdir(f"{_PLACE}/.carina")
+    place = f"{_PLACE}/{name}"
+    os.mkdir(place)
+    options = ("ro",) if readonly else ()
+    mount_all([Mount(type=t, source=s, target=p, options=(*o, *options)) for t, s, p, o in mounts], place)
+    return place
+
+
+def _diff(request: dict[str, Any]) -> bytes:
+    from carina.layer.compare import changes
+    from carina.layer.writer import write_layer
+
+    lower = os.open(_tree(request["lower"], "lower", readonly=True), _DIRECTORY) if request["lower"] else None
+    upper = os.open(_tree(request["upper"], "upper", readonly=True), _DIRECTORY)
+    if os.geteuid() == 0:
+        confine.keep_capabilities(_COMPARER)
+    result = write_layer(
+        changes(lower, upper), request["output"], kind=request["kind"], latest=request["source_date_epoch"]
+    )
+    return json.dumps(result).encode()
