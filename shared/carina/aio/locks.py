@@ -17,7 +17,8 @@ class _Entry:
 class KeyedLock:
     """A lock for each key. Keys that nobody holds or waits for take no memory. Waiters are served in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, noun: str = "object") -> None:
+        self._noun = noun
         self._entries: dict[Hashable, _Entry] = {}
 
     def __len__(self) -> int:
@@ -38,7 +39,7 @@ class KeyedLock:
         entry = self._entries.setdefault(key, _Entry())
         entry.users += 1
         try:
-            await _acquire(entry.lock, key, seconds)
+            await self._acquire(entry.lock, key, seconds)
             try:
                 yield
             finally:
@@ -48,10 +49,9 @@ class KeyedLock:
             if not entry.users:
                 del self._entries[key]
 
-
-async def _acquire(lock: asyncio.Lock, key: Hashable, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await lock.acquire()
-    except TimeoutError:
-        raise Unavailable(f"{key} is locked, for more than {seconds:g} seconds now") from None
+    async def _acquire(self, lock: asyncio.Lock, key: Hashable, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await lock.acquire()
+        except TimeoutError:
+            raise Unavailable(f"{self._noun} {key} is locked: nobody let go of it for {seconds:g} s") from None
