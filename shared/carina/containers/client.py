@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from carina.api.containerd.services.containers.v1 import Container as WireContainer
 from carina.api.containerd.services.containers.v1 import (
     ContainerRuntime,
     ContainersStub,
@@ -11,7 +12,6 @@ from carina.api.containerd.services.containers.v1 import (
     ListContainersRequest,
     UpdateContainerRequest,
 )
-from carina.api.containerd.services.containers.v1 import Container as WireContainer
 from carina.api.google.protobuf import Any as WireAny
 from carina.api.google.protobuf import FieldMask
 from carina.containers import Container, Runtime, TypedValue

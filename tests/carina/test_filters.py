@@ -1,0 +1,127 @@
+"""containerd's filter grammar."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from carina.errors import InvalidArgument
+from carina.filters import Adaptor, adaptor, compile, parse
+
+CORPUS = {
+    "a": {"name": "foo", "labels": {"foo": "true"}},
+    "b": {"name": "bar", "labels": {}},
+    "c": {"name": "foo", "labels": {"foo": "present", "more complex label": "present"}},
+    "d": {"name": "bar", "labels": {"bar": "true"}},
+    "e": {"name": "fooer", "labels": {'with \\ and "': "present"}},
+    "f": {"name": "fooer", "labels": {'with \\ and ".post': "present"}},
+    "g": {"name": "baz", "other": "too complex, yo", "labels": {}},
+    "h": {"name": "bazo", "other": "abc", "labels": {}},
+    "i": {"name": "compound", "labels": {"foo": "omg_asdf.asdf-qwer", "a.b/c": "1"}},
+}
+ADAPTORS: dict[str, Adaptor] = {key: adaptor(fields) for key, fields in CORPUS.items()}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "abcdefghi"),
+        ("name", "abcdefghi"),
+        ("other", "gh"),
+        ("labels.foo", "aci"),
+        ("labels.foo,name", "aci"),
+        ("labels.foo==true", "a"),
+        ("labels.foo == true", "a"),
+        ("labels.foo==omg_asdf.asdf-qwer", "i"),
+        ("name==bar", "bd"),
+        ("name!=bar", "acefghi"),
+        ("labels.foo!=true", "bcdefghi"),
+        ("name==bar,labels.bar", "d"),
+        ('other=="too complex, yo"', "g"),
+        ("other~=[abc]+,name!=foo", "gh"),
+        ("other~=/[abc]{1,2}/,name!=foo", "gh"),
+        ("other~=|^abc$|", "h"),
+        ('other~=/[abc]{0,1}"\\//,name!=foo', ""),
+        ("name==bar,labels.bar==wrong", ""),
+        ('name==foo,labels."more complex label"', "c"),
+        ('labels."with \\\\ and \\""==present', "e"),
+        ('labels."with \\\\ and \\"".post==present', "f"),
+        ('labels."a.b/c"==1', "i"),
+        ('name=="\\x66\\157\\u006f"', "ac"),
+        ("name~=^foo$", "ac"),
+        ("nonsense", ""),
+        ("labels", ""),
+    ],
+)
+def test_matches(text: str, expected: str) -> None:
+    """Each form of the grammar selects what it selects in containerd."""
+    matches = compile([text])
+    assert "".join(key for key, each in ADAPTORS.items() if matches(each)) == expected
+
+
+def test_alternatives() -> None:
+    """Of several filters one must hold; without filters everything matches."""
+    either = compile(["name==foo", "name==baz"])
+    assert "".join(key for key, each in ADAPTORS.items() if either(each)) == "acg"
+    assert compile([])(ADAPTORS["a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("name=foo", 4),
+        ("name==foo,", 10),
+        ("labels.", 7),
+        ("labels.|foo|==x", 7),
+        ('labels.?"x"', 7),
+        ("image~=,id", 7),
+        ("labels.ns/key==value", 9),
+        ("labels.key==/value", 12),
+        ("labels.key==/value/", 12),
+        ('labels."\\g"', 7),
+        ('labels."\\xaz"', 7),
+        ('labels."a\nb"', 7),
+        ("name==a b", 7),
+        ("name==foo ", 9),
+        ("foo\0bar", 3),
+        ("name~=(", 6),
+        ("name~=a(?=b)", 6),
+        (",", 0),
+        ("==x", 0),
+    ],
+)
+def test_refusals(text: str, position: int) -> None:
+    """What is no filter is refused with the position of the mistake."""
+    with pytest.raises(InvalidArgument, match=f"at position {position}:"):
+        parse(text)
+
+
+def test_pathological_expression_is_harmless() -> None:
+    """An expression that makes backtracking engines run for ages takes no time."""
+    matches = compile(["name~=(a+)+$"])
+    start = time.monotonic()
+    assert not matches(adaptor({"name": "a" * 50_000 + "b"}))
+    assert time.monotonic() - start < 1
+
+
+def test_oversized_is_refused() -> None:
+    """Filters are bounded in length."""
+    with pytest.raises(InvalidArgument, match="longer"):
+        compile(["name==" + "x" * 70_000])
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    """Whatever the text, it is a filter or an InvalidArgument."""
+    try:
+        compile([text])(ADAPTORS["i"])
+    except InvalidArgument:
+        pass
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
+def test_any_value_can_be_quoted(value: str) -> None:
+    """Every value that is text can be asked for when quoted as Go does."""
+    quoted = "".join(f"\\U{ord(character):08x}" for character in value)
+    assert compile([f'name=="{quoted}"'])(adaptor({"name": value}))
