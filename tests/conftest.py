@@ -2,19 +2,21 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    """Every async test runs on the stock loop and on uvloop."""
-    policy: asyncio.AbstractEventLoopPolicy = request.param()
-    return policy
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
+    """Every async test runs on the stock loop and on uvloop; a whole constellation uses its own loops anyway."""
+    if "system" in item.keywords:
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ def events(target: Target, filters: Sequence[str]) -> None:
     """Print events of every namespace until interrupted."""
 
     async def work(client: "Client") -> None:
-        from carina.events.payload import describe
+        from carina.rpc.any import describe
 
         async for envelope in client.events.subscribe(filters):
             payload = json.dumps(describe(envelope.event), default=str)

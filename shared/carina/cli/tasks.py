@@ -177,7 +177,7 @@ def metrics(target: Target, id: str) -> None:
     """Show a task's resource usage."""
 
     async def work(client: "Client") -> object:
-        from carina.events.payload import describe
+        from carina.rpc.any import describe
 
         found = await client.tasks.metrics([f'id=="{id}"'])
         return [{"id": m.id, "timestamp": m.timestamp, "data": describe(m.data)} for m in found]

@@ -1,0 +1,62 @@
+"""What is inside a `google.protobuf.Any`, for showing it to people."""
+
+import json
+from datetime import datetime
+from functools import cache
+from importlib import import_module
+from typing import Any, Final
+
+import betterproto2
+
+from carina.containers import TypedValue
+from carina.errors import InvalidArgument
+from carina.rpc.codec import decode
+
+PACKAGES: Final = (
+    "containerd.events",
+    "containerd.services.images.v1",
+    "containerd.runc.v1",
+    "containerd.types.transfer",
+    "io.containerd.cgroups.v1",
+    "io.containerd.cgroups.v2",
+    "runtimeoptions.v1",
+)
+
+
+def describe(value: TypedValue) -> Any:
+    """Fields by name where the type is one of the API's, JSON where the payload is that, else type and length."""
+    name = value.type_url.rpartition("/")[2]
+    kind = _kind(name)
+    if kind is not None:
+        try:
+            return _plain(decode(kind, value.value))
+        except InvalidArgument:
+            pass
+    try:
+        return json.loads(value.value)
+    except ValueError:
+        return {"type_url": value.type_url, "bytes": len(value.value)}
+
+
+@cache
+def _kind(name: str) -> type[betterproto2.Message] | None:
+    package, _, message = name.rpartition(".")
+    if package not in PACKAGES:
+        return None
+    kind = getattr(import_module(f"carina.api.{package}"), message, None)
+    return kind if isinstance(kind, type) and issubclass(kind, betterproto2.Message) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, betterproto2.Message):
+        fields = {name: getattr(value, name) for name in type(value).__dataclass_fields__}
+        return {name: _plain(field) for name, field in fields.items() if not name.startswith("_") and field}
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return {"bytes": len(value)}
+    return value

@@ -1,0 +1,69 @@
+"""The configuration file: defaults, and every mistake named."""
+
+from pathlib import Path
+
+import pytest
+
+from carina import config
+from carina.errors import InvalidArgument, NotFound
+
+
+def written(path: Path, text: str) -> Path:
+    file = path / "config.toml"
+    file.write_text(text)
+    return file
+
+
+def test_an_empty_file_means_the_default_constellation(tmp_path: Path) -> None:
+    """Every service has an address in the state directory unless told otherwise."""
+    loaded = config.load(written(tmp_path, ""), root=tmp_path / "r", state=tmp_path / "s")
+
+    assert loaded.gateway == f"unix://{tmp_path}/s/carina.sock"
+    assert loaded.services["content"] == f"unix://{tmp_path}/s/contentd.sock"
+    assert loaded.services["snapshots.overlayfs"] == f"unix://{tmp_path}/s/snapshotd-overlayfs.sock"
+    assert loaded.snapshotters == ["overlayfs", "native"]
+
+
+def test_services_may_be_external(tmp_path: Path) -> None:
+    """A service that somebody else starts has an address and is marked."""
+    text = '[services.content]\naddress = "unix:///elsewhere.sock"\nexternal = true\n'
+    loaded = config.load(written(tmp_path, text))
+
+    assert loaded.services["content"] == "unix:///elsewhere.sock"
+    assert loaded.external == {"content"}
+
+
+def test_proxy_plugins_are_read(tmp_path: Path) -> None:
+    """A proxy plugin is a name, a type and an address, as containerd writes them."""
+    text = '[proxy_plugins.demo]\ntype = "snapshot"\naddress = "/run/demo.sock"\nnamespace = "inner"\n'
+    loaded = config.load(written(tmp_path, text))
+
+    assert loaded.proxy_plugins["demo"] == config.ProxyPlugin(
+        name="demo", type="snapshot", address="/run/demo.sock", namespace="inner"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x = [", "is not TOML"),
+        ("rot = '/x'", "unknown key 'rot'"),
+        ("root = 1", "root must be a string"),
+        ("services = 1", "services must be a table"),
+        ("[services.contents]\n", "services.contents is not a service"),
+        ("[services.content]\naddress = 'tcp://host:1'", "expected unix:///path/of/socket"),
+        ("[services.content]\naddress = 'unix:///" + "x" * 107 + "'", "has at most 107"),
+        ("[proxy_plugins.x]\ntype = 'snap'\naddress = '/x'", "type 'snap' is not one of"),
+        ("[proxy_plugins.x]\ntype = 'snapshot'", "expected unix:///path/of/socket"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, sentence: str) -> None:
+    """Each mistake in the file is one sentence that says what is wrong."""
+    with pytest.raises(InvalidArgument, match=sentence):
+        config.load(written(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A file that was asked for and is not there is not silently replaced by defaults."""
+    with pytest.raises(NotFound, match=r"absent\.toml does not exist"):
+        config.load(tmp_path / "absent.toml")
