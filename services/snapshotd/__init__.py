@@ -1,1 +1,1 @@
-"""snapshotd"""
+"""snapshotd: one snapshotter per process, on a directory of its own."""

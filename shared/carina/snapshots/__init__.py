@@ -62,9 +62,7 @@ class Snapshotter(Protocol):
     async def mounts(self, key: str) -> list[Mount]:
         """The mounts of an active snapshot or view, the same ones every time. Raises NotFound."""
 
-    async def commit(
-        self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = ""
-    ) -> None:
+    async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         """Make the active snapshot `key` immutable under `name`; `key` is free again.
 
         With `parent` (capability `rebase`) a snapshot prepared without parent is put on top of that one.

@@ -1,0 +1,103 @@
+"""What a driver is: the part of a snapshotter that knows how trees are laid out on disk.
+
+    <directory of a snapshot>/fs      the tree, or what this snapshot changes on its parents
+    <directory of a snapshot>/work    overlayfs's scratch space, of active snapshots
+
+Every function but `mounts` blocks and is called in a thread.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from carina.errors import InvalidArgument
+from carina.linux.errnos import translated
+from carina.mount import Mount
+from carina.snapshots import Kind, Usage
+from snapshotd.records import Chain
+
+UID_MAPPING: Final = "containerd.io/snapshot/uidmapping"
+GID_MAPPING: Final = "containerd.io/snapshot/gidmapping"
+
+Place = Callable[[int], Path]
+"""From a snapshot's id to its directory."""
+
+
+class Driver(Protocol):
+    """One way to keep trees."""
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """containerd's words for what it can: `rebase` if a parent may be named at commit."""
+
+    def check(self, directory: Path) -> None:
+        """Try on the file system of `directory` what the driver needs of it.
+
+        Raises:
+            FailedPrecondition: it can't be used; the sentence says why.
+        """
+
+    def create(self, directory: Path, *, kind: Kind, parents: Sequence[Path], labels: Mapping[str, str]) -> None:
+        """Fill the directory of a new snapshot. The same work is undone by removing the directory."""
+
+    def mounts(self, chain: Chain, place: Place) -> list[Mount]:
+        """The mounts of a snapshot that is not committed."""
+
+
+def tree(directory: Path) -> Path:
+    return directory / "fs"
+
+
+def bind(source: Path, *, writable: bool) -> list[Mount]:
+    return [Mount(type="bind", source=str(source), options=("rw" if writable else "ro", "rbind"))]
+
+
+def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
+    """Owner of a tree whose labels map ids (`container id:host id:count[,...]`): where the container's root is mapped.
+
+    Raises:
+        InvalidArgument: a label is no mapping, or has no place for root.
+    """
+    if UID_MAPPING not in labels and GID_MAPPING not in labels:
+        return None
+    return _host_root(labels, UID_MAPPING), _host_root(labels, GID_MAPPING)
+
+
+def _host_root(labels: Mapping[str, str], name: str) -> int:
+    for part in labels.get(name, "").split(","):
+        numbers = part.split(":")
+        if len(numbers) == 3 and all(number.isdecimal() and len(number) <= 10 for number in numbers):
+            inside, outside, count = map(int, numbers)
+            if inside == 0 and 0 < count <= 2**32 - outside:
+                return outside
+    raise InvalidArgument(f"label {name}: {labels.get(name, '')[:80]!r} does not map root")
+
+
+def measure(directory: Path) -> Usage:
+    """Bytes allocated and inodes of a tree, itself included; what has several names counts once.
+
+    Raises:
+        CarinaError: the tree can't be read.
+    """
+    size = inodes = 0
+    linked: set[tuple[int, int]] = set()
+    pending = [str(directory)]
+    try:
+        status = os.lstat(directory)
+        size, inodes = status.st_blocks * 512, 1
+        while pending:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    status = entry.stat(follow_symlinks=False)
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif status.st_nlink > 1:
+                        if (identity := (status.st_dev, status.st_ino)) in linked:
+                            continue
+                        linked.add(identity)
+                    size += status.st_blocks * 512
+                    inodes += 1
+    except OSError as error:
+        raise translated(error, f"measuring {directory}") from error
+    return Usage(size=size, inodes=inodes)

@@ -1,0 +1,106 @@
+"""Driver overlayfs: each snapshot holds only what it changes, and the kernel lays the trees over one another."""
+
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from carina.errors import CarinaError, FailedPrecondition, PermissionDenied
+from carina.linux.filesystem import entries_have_types, in_user_namespace, is_whiteout
+from carina.linux.mount import mounted
+from carina.mount import Mount
+from carina.snapshots import Kind
+from snapshotd.drivers import Place, bind, mapped_root, tree
+from snapshotd.records import Chain
+
+_log = logging.getLogger(__name__)
+_INDEX: Final = Path("/sys/module/overlay/parameters/index")
+_SPECIAL: Final = ",:\\\n"
+
+
+class Overlay:
+    """`mount_options` are added to every overlay (not to bind mounts)."""
+
+    capabilities = ("rebase",)
+
+    def __init__(self, mount_options: Sequence[str] = ()) -> None:
+        options = list(mount_options)
+        keys = {option.partition("=")[0] for option in options}
+        if in_user_namespace() and "userxattr" not in keys:
+            options.append("userxattr")
+        if "index" not in keys and _INDEX.exists():
+            # With an index, a second mount of a lower tree in use would fail.
+            options.append("index=off")
+        self._options = tuple(options)
+
+    def check(self, directory: Path) -> None:
+        if any(character in str(directory) for character in _SPECIAL):
+            raise FailedPrecondition(
+                f"directory {directory} can't hold overlays: its path has a comma, colon or backslash"
+            )
+        with tempfile.TemporaryDirectory(prefix="new-check-", dir=directory) as scratch:
+            lower, upper, work = (Path(scratch, name) for name in ("lower", "upper", "work"))
+            for path in (lower, upper, work):
+                path.mkdir()
+            (lower / "directory").mkdir()
+            (lower / "file").touch()
+            if not entries_have_types(lower):
+                raise FailedPrecondition(
+                    f"the file system of {directory} doesn't tell types of directory entries (d_type), which overlayfs"
+                    " needs: an xfs must be formatted with ftype=1"
+                )
+            self._try(lower, upper, work)
+
+    def _try(self, lower: Path, upper: Path, work: Path) -> None:
+        """Remove and remake things in an overlay: it takes whiteouts and extended attributes."""
+        options = (f"workdir={work}", f"upperdir={upper}", f"lowerdir={lower}", *self._options)
+        where = lower.parent.parent
+        try:
+            with mounted([Mount(type="overlay", source="overlay", options=options)], parent=lower.parent) as merged:
+                (merged / "file").unlink()
+                (merged / "directory").rmdir()
+                (merged / "directory").mkdir()
+        except PermissionDenied as error:
+            _log.warning("overlays can't be tried on %s: %s", where, error)
+            return
+        except (CarinaError, OSError) as error:
+            raise FailedPrecondition(f"the file system of {where} can't hold overlays: {error}") from error
+        names = ("trusted.overlay.opaque", "user.overlay.opaque")
+        if not is_whiteout(upper / "file") or not any(name in os.listxattr(upper / "directory") for name in names):
+            raise FailedPrecondition(
+                f"the file system of {where} can't hold overlays: it lost a mark of a removed file"
+            )
+
+    def create(self, directory: Path, *, kind: Kind, parents: Sequence[Path], labels: Mapping[str, str]) -> None:
+        upper = tree(directory)
+        upper.mkdir()
+        upper.chmod(0o755)
+        owner = mapped_root(labels)
+        if parents:
+            # The merged root shows the attributes of the uppermost.
+            status = os.lstat(tree(parents[0]))
+            owner = owner or (status.st_uid, status.st_gid)
+            mode = stat.S_IMODE(status.st_mode)
+        else:
+            mode = 0o755
+        if owner is not None:
+            os.lchown(upper, *owner)
+        upper.chmod(mode)
+        if kind is Kind.ACTIVE:
+            work = directory / "work"
+            work.mkdir()
+            work.chmod(0o711)
+
+    def mounts(self, chain: Chain, place: Place) -> list[Mount]:
+        own = place(chain.id)
+        writable = chain.kind is Kind.ACTIVE
+        if not chain.parents:
+            return bind(tree(own), writable=writable)
+        if not writable and len(chain.parents) == 1:
+            return bind(tree(place(chain.parents[0])), writable=False)
+        options = [f"workdir={own / 'work'}", f"upperdir={tree(own)}"] if writable else []
+        options.append("lowerdir=" + ":".join(str(tree(place(parent))) for parent in chain.parents))
+        return [Mount(type="overlay", source="overlay", options=(*options, *self._options))]
