@@ -4,6 +4,7 @@ Path strings are resolved by the kernel, inside the root, each time a directory 
 descriptors are kept for directories only as long as nothing in the tree was replaced or removed.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -56,9 +57,7 @@ class Tree:
         try:
             descriptor = open_in_root(self._root, path or b".", _DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
-            if not make:
-                raise
-            descriptor = self._make(path)
+            descriptor = self._slowly(path, make=make)
         if len(self._open) >= _MAX_OPEN:
             oldest = next(iter(self._open))
             os.close(self._open.pop(oldest).descriptor)
@@ -85,46 +84,72 @@ class Tree:
             self.forget()
         return status
 
-    def _make(self, path: bytes) -> int:
-        """Open `path` component by component, and make what is missing."""
-        pending = list(reversed(path.split(b"/")))
-        resolved: list[bytes] = []
+    def _slowly(self, path: bytes, *, make: bool) -> int:
+        """Open `path` component by component, and make what is missing.
+
+        Unlike the kernel it lets a missing component be left again by `..`, as other appliers do.
+        """
+        parts = self._resolved(path)
+        if make:
+            for count in range(len(parts)):
+                here = open_in_root(self._root, b"/".join(parts[:count]) or b".", _DIRECTORY)
+                try:
+                    self._step(here, parts[count], path=b"/".join(parts[: count + 1]))
+                finally:
+                    os.close(here)
+        return open_in_root(self._root, b"/".join(parts) or b".", _DIRECTORY)
+
+    def _resolved(self, path: bytes) -> list[bytes]:
+        """The components of `path` once symbolic links and `..` are followed."""
+        pending = path.split(b"/")[::-1]
+        parts: list[bytes] = []
         links = 0
         while pending:
             name = pending.pop()
             if name in (b"", b"."):
                 continue
             if name == b"..":
-                del resolved[-1:]
+                del parts[-1:]
                 continue
-            here = open_in_root(self._root, b"/".join(resolved) or b".", _DIRECTORY)
-            try:
-                target = self._step(here, name, path=b"/".join([*resolved, name]))
-            finally:
-                os.close(here)
+            target = self._link(parts, name)
             if target is None:
-                resolved.append(name)
+                parts.append(name)
                 continue
             links += 1
             if links > _MAX_LINKS:
                 raise InvalidArgument(f"{shown(path)} in the layer leads through too many symbolic links")
             if target.startswith(b"/"):
-                resolved.clear()
-            pending.extend(reversed(target.split(b"/")))
-        return open_in_root(self._root, b"/".join(resolved) or b".", _DIRECTORY)
+                parts.clear()
+            pending.extend(target.split(b"/")[::-1])
+        return parts
 
-    def _step(self, here: int, name: bytes, *, path: bytes) -> bytes | None:
-        """Make sure that `name` is a directory; the target if it is a symbolic link."""
+    def _link(self, parts: list[bytes], name: bytes) -> bytes | None:
+        """Where the symbolic link `name` leads; None if it is none, or missing."""
+        try:
+            here = open_in_root(self._root, b"/".join(parts) or b".", _DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return os.readlink(name, dir_fd=here)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return None
+            raise
+        finally:
+            os.close(here)
+
+    def _step(self, here: int, name: bytes, *, path: bytes) -> None:
+        """Make sure that `name` is a directory."""
         covered = False
         try:
             status = os.lstat(name, dir_fd=here)
         except FileNotFoundError:
             pass
         else:
-            if stat.S_ISLNK(status.st_mode):
-                return os.readlink(name, dir_fd=here)
             if stat.S_ISDIR(status.st_mode):
-                return None
+                return
             if not is_whiteout(status):
                 raise InvalidArgument(f"{shown(path)} in the layer is no directory, and has something below it")
             os.unlink(name, dir_fd=here)
@@ -135,7 +160,6 @@ class Tree:
             self._made(path, descriptor, covered)
         finally:
             os.close(descriptor)
-        return None
 
 
 def is_whiteout(status: os.stat_result) -> bool:
