@@ -4,7 +4,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 from carina.containers import TypedValue
 from carina.descriptor import Descriptor
@@ -30,6 +30,9 @@ class Stdio:
     terminal: bool = False
 
 
+NO_STDIO: Final = Stdio()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
     """A task's first process (empty `exec_id`) or one executed in it."""
@@ -38,7 +41,7 @@ class Process:
     exec_id: str = ""
     pid: int = 0
     status: Status = Status.UNKNOWN
-    stdio: Stdio = Stdio()
+    stdio: Stdio = NO_STDIO
     exit_status: int = 0
     exited_at: datetime | None = None
 
@@ -72,7 +75,7 @@ class TaskService(Protocol):
         container_id: str,
         *,
         rootfs: Sequence[Mount] = (),
-        stdio: Stdio = Stdio(),
+        stdio: Stdio = NO_STDIO,
         checkpoint: Descriptor | None = None,
         options: TypedValue | None = None,
         runtime_path: str = "",
@@ -98,7 +101,7 @@ class TaskService(Protocol):
     async def kill(self, container_id: str, signal: int, *, exec_id: str = "", all: bool = False) -> None:
         """Raises NotFound where there is no such process or it is gone already."""
 
-    async def exec(self, container_id: str, exec_id: str, spec: TypedValue, stdio: Stdio = Stdio()) -> None:
+    async def exec(self, container_id: str, exec_id: str, spec: TypedValue, stdio: Stdio = NO_STDIO) -> None:
         """Prepare a further process. Raises NotFound, AlreadyExists, FailedPrecondition."""
 
     async def resize_pty(self, container_id: str, width: int, height: int, *, exec_id: str = "") -> None: ...

@@ -1,0 +1,32 @@
+"""Runs taskd."""
+
+from pathlib import Path
+
+import click
+
+from carina.aio.daemon import Lifetime, run
+from carina.config import load
+from carina.errors import CarinaError
+from taskd.config import from_constellation
+from taskd.daemon import serve
+
+
+@click.command()
+@click.option("--config", "path", type=click.Path(path_type=Path), help="Configuration file.")
+@click.option("--root", type=click.Path(path_type=Path), help="Directory of what survives a reboot.")
+@click.option("--state", type=click.Path(path_type=Path), help="Directory of sockets and bundles.")
+def main(path: Path | None, root: Path | None, state: Path | None) -> None:
+    """The service of running containers."""
+    try:
+        config = from_constellation(load(path, root=root, state=state))
+    except CarinaError as error:
+        raise click.ClickException(str(error)) from error
+
+    async def serving(lifetime: Lifetime) -> None:
+        await serve(config, lifetime)
+
+    run("taskd", serving)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Creating a task: bundle, shim, container. If any step fails nothing remains of those before it."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from carina import context
+from carina.aio.finish import finish
+from carina.aio.threads import in_thread
+from carina.containers import Container, TypedValue
+from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, Unavailable
+from carina.mount import Mount
+from carina.tasks import Exit, Stdio
+from taskd import log as shim_log
+from taskd.bundle import Bundle
+from taskd.registry import Registry
+from taskd.runtime import find_shim, is_runc
+from taskd.shim import kill_leftovers, restore_path, runc_options
+from taskd.task import Phase, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    rootfs: Sequence[Mount]
+    stdio: Stdio
+    options: TypedValue | None
+    runtime_path: str
+    checkpoint: str
+
+
+async def create(registry: Registry, container: Container, request: Request) -> int:
+    """Returns the pid of the first process, which waits to be started.
+
+    Raises:
+        AlreadyExists: the container has a task.
+        NotFound: the runtime's shim is not installed.
+        InvalidArgument: the record has no runtime or no valid spec.
+        CarinaError: the shim or the runtime failed; the message is theirs.
+    """
+    namespace, config = context.namespace(), registry.config
+    context.validate_identifier(container.id, "container id")
+    bundle = Bundle(
+        namespace=namespace,
+        id=container.id,
+        path=config.bundles / namespace / container.id,
+        work=config.work / namespace / container.id,
+    )
+    task = Task(bundle, Phase.CREATING)
+    if registry.tasks.setdefault(task.key, task) is not task:
+        raise AlreadyExists(f"task {container.id}: already exists")
+    try:
+        return await _create(registry, task, container, request)
+    except BaseException as error:
+        if task.binary is None:
+            del registry.tasks[task.key]
+        else:
+            await finish(_undo(registry, task, error))
+        raise
+
+
+async def _create(registry: Registry, task: Task, container: Container, request: Request) -> int:
+    config, bundle = registry.config, task.bundle
+    runtime = request.runtime_path or (container.runtime.name if container.runtime else "")
+    if not runtime:
+        raise InvalidArgument(f"container {container.id} has no runtime")
+    if container.spec is None or not container.spec.value:
+        raise InvalidArgument(f"container {container.id} has no spec")
+    binary = await in_thread(find_shim, runtime, config.shim_directories)
+    options = request.options if request.options is not None and request.options.value else None
+    if options is None and container.runtime is not None:
+        options = container.runtime.options
+    if is_runc(binary):
+        options = runc_options(options, config.runc_root)
+    await in_thread(bundle.create, container.spec.value)
+    task.binary, task.runtime = binary, runtime
+    await in_thread(bundle.remember_shim, binary)
+    task.stop_log = await shim_log.follow(bundle)
+    bootstrap = await registry.launcher.start(bundle, binary, options)
+    await in_thread(bundle.remember_bootstrap, bootstrap)
+    shim = await registry.shim_at(task, bootstrap)
+    checkpoint = request.checkpoint or restore_path(options)
+    pid = await shim.create(
+        bundle, rootfs=list(request.rootfs), stdio=request.stdio, options=options, checkpoint=checkpoint
+    )
+    task.hold_process(pid)
+    task.enter(Phase.LIVE)
+    registry.watch(task, "", pid)
+    return pid
+
+
+async def _undo(registry: Registry, task: Task, cause: BaseException) -> None:
+    with context.use(context.Call(namespace=task.bundle.namespace)):
+        answering = await _delete_at_shim(task)
+        if not answering:
+            shared = task.shim is not None and len(task.shim.tasks) > 1
+            if not shared:
+                await kill_leftovers(task.bundle)
+            if task.binary is not None and not isinstance(cause, NotFound):
+                try:
+                    await registry.launcher.delete(task.bundle, task.binary)
+                except CarinaError as error:
+                    log.warning("task %s/%s: cleaning up after a failed creation: %s", *task.key, error)
+        try:
+            await registry.dismiss(task, Exit())
+        except CarinaError as error:
+            log.error("task %s/%s: removing what a failed creation left: %s", *task.key, error)
+
+
+async def _delete_at_shim(task: Task) -> bool:
+    """Whether the shim answers, and so has nothing left of the task."""
+    if task.shim is None:
+        return False
+    try:
+        await task.shim.delete(task.id, seconds=task.shim.config.start_seconds)
+    except NotFound:
+        return True
+    except Unavailable:
+        return False
+    except CarinaError as error:
+        log.warning("task %s/%s: deleting it after its creation failed: %s", *task.key, error)
+        return False
+    return True

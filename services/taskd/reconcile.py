@@ -1,0 +1,66 @@
+"""After a start: find the tasks that are on disk and connect to their shims, all at the same time.
+
+A shim that doesn't answer delays nobody but those who ask for its tasks.
+"""
+
+import logging
+
+from carina import context
+from carina.aio.threads import in_thread
+from carina.errors import CarinaError, InvalidArgument, NotFound
+from carina.tasks import Exit
+from taskd import log as shim_log
+from taskd.bundle import bundles
+from taskd.outbox import Outbox
+from taskd.registry import Registry
+from taskd.task import Phase, Task
+
+log = logging.getLogger(__name__)
+
+
+async def reconcile(registry: Registry, outbox: Outbox) -> None:
+    """Register every task found; connecting them goes on in the background."""
+    config = registry.config
+    for bundle in await in_thread(bundles, config.bundles, config.work):
+        try:
+            context.validate_identifier(bundle.namespace, "namespace")
+            context.validate_identifier(bundle.id, "container id")
+        except InvalidArgument as error:
+            log.warning("%s is left alone: %s", bundle.path, error)
+            continue
+        task = Task(bundle, Phase.CONNECTING)
+        registry.tasks[task.key] = task
+        registry.in_background(_connect(registry, outbox, task), f"reconcile {bundle.namespace}/{bundle.id}")
+
+
+async def _connect(registry: Registry, outbox: Outbox, task: Task) -> None:
+    bundle = task.bundle
+    try:
+        task.binary = await in_thread(bundle.shim)
+        bootstrap = await in_thread(bundle.bootstrap)
+        if bootstrap is None:
+            raise NotFound("its shim never answered")
+        shim = await registry.shim_at(task, bootstrap)
+    except CarinaError as error:
+        log.warning("task %s/%s is cleaned up: %s", *task.key, error)
+        await registry.clean_up(task)
+        return
+    task.stop_log = await shim_log.follow(bundle)
+    try:
+        state = await shim.state(task.id, seconds=registry.config.start_seconds)
+        task.hold_process(state.pid)
+    except NotFound:
+        log.warning("task %s/%s: its creation was interrupted", *task.key)
+        await registry.dismiss(task, Exit())
+        return
+    except CarinaError as error:
+        if not shim.connected:
+            await registry.clean_up(task)
+            return
+        log.warning("task %s/%s: its shim does not answer: %s", *task.key, error)
+    task.enter(Phase.LIVE)
+    registry.watch(task, "", task.pid)
+    for running in await outbox.running(*task.key):
+        if running.exec_id:
+            registry.watch(task, running.exec_id, running.pid)
+    log.info("task %s/%s: connected", *task.key)
