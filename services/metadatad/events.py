@@ -13,7 +13,7 @@ from typing import Final
 from carina import context
 from carina.containers import TypedValue
 from carina.context import validate_identifier
-from carina.errors import InvalidArgument, ResourceExhausted
+from carina.errors import CarinaError, InvalidArgument, ResourceExhausted, Unavailable
 from carina.events import Envelope
 from carina.events.fields import Payload, fields
 from carina.filters import Adaptor, matcher
@@ -33,6 +33,13 @@ class Exchange:
         self._max_waiting = max_waiting
         # Weak: a subscription whose iterator was dropped without being closed is dropped with it.
         self._subscriptions: weakref.WeakSet[_Subscription] = weakref.WeakSet()
+        self._closed = False
+
+    def close(self) -> None:
+        """End every subscription, after what is waiting, with Unavailable: the client is to come back."""
+        self._closed = True
+        for subscription in list(self._subscriptions):
+            subscription.end(Unavailable("the event service is stopping"))
 
     def deliver(self, envelopes: Sequence[Envelope]) -> None:
         """Queue events for every subscriber they match. Called on the loop, in the order of commits."""
@@ -42,6 +49,8 @@ class Exchange:
 
     def subscribe(self, filters: Sequence[str] = ()) -> AsyncIterator[Envelope]:
         """See `carina.events.EventService`. The subscription counts from this call, not from the first iteration."""
+        if self._closed:
+            raise Unavailable("the event service is stopping")
         matches = matcher(filters, self._fields)
         subscription = _Subscription(matches, self._max_waiting)
         self._subscriptions.add(subscription)
@@ -64,23 +73,27 @@ class _Subscription:
         self._max_waiting = max_waiting
         self._waiting: deque[Envelope] = deque()
         self._arrived = asyncio.Event()
-        self._lost = False
+        self._end: CarinaError | None = None
 
     def offer(self, envelope: Envelope) -> None:
-        if self._lost or not self._matches(envelope):
+        if self._end is not None or not self._matches(envelope):
             return
-        if len(self._waiting) >= self._max_waiting:
-            self._lost = True
-        else:
+        if len(self._waiting) < self._max_waiting:
             self._waiting.append(envelope)
+            self._arrived.set()
+        else:
+            reason = f"the subscriber did not keep up: {self._max_waiting} events were waiting, and one was lost"
+            self.end(ResourceExhausted(reason))
+
+    def end(self, error: CarinaError) -> None:
+        """No more events: what waits is given out, then the error."""
+        self._end = self._end or error
         self._arrived.set()
 
     async def next(self) -> Envelope:
         while not self._waiting:
-            if self._lost:
-                raise ResourceExhausted(
-                    f"the subscriber did not keep up: {self._max_waiting} events were waiting, and one was lost"
-                )
+            if self._end is not None:
+                raise self._end
             self._arrived.clear()
             await self._arrived.wait()
         return self._waiting.popleft()
