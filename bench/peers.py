@@ -14,7 +14,7 @@ from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from support.constellation import Constellation  # noqa: E402 - the path is set above
+from support.constellation import Constellation
 
 
 class Peer(Protocol):

@@ -5,7 +5,9 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVICES = sorted(path.name for path in (ROOT / "services").iterdir() if path.is_dir() and not path.name.startswith("_"))
+SERVICES = sorted(
+    path.name for path in (ROOT / "services").iterdir() if path.is_dir() and not path.name.startswith("_")
+)
 FILES = {"__init__.py", "__main__.py", "config.py", "daemon.py", "README.md"}
 
 

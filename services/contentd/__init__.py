@@ -1,1 +1,1 @@
-"""contentd"""
+"""contentd: the only process that touches the directory of blobs and ingests."""

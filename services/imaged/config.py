@@ -10,7 +10,7 @@ stall_timeout = 60                        # seconds without a byte from a regist
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -37,6 +37,8 @@ class Config:
     address: str
     metadata: str
     """Address of metadatad."""
+    differs: Mapping[str, str] = field(default_factory=dict)
+    """External differs: name -> address."""
     config_path: Path = DEFAULT_CONFIG_PATH
     max_concurrent_downloads: int = 4
     default_snapshotter: str = "overlayfs"
@@ -55,6 +57,7 @@ class Config:
             root=whole.root / "imaged",
             address=whole.services["images"],
             metadata=whole.services["metadata"],
+            differs={one.name: one.address for one in whole.proxy_plugins.values() if one.type == "diff"},
             config_path=Path(str(table.get("config_path", DEFAULT_CONFIG_PATH))),
             max_concurrent_downloads=int(_number(table, "max_concurrent_downloads", 4, least=1, most=64)),
             default_snapshotter=str(table.get("default_snapshotter", "overlayfs")),

@@ -63,16 +63,27 @@ class Fetch:
     """Fetches the content of one image in one namespace."""
 
     def __init__(
-        self, *, store: ContentStore, fetcher: Fetcher, tracker: Tracker, locks: KeyedLock, slots: asyncio.Semaphore
+        self,
+        *,
+        name: str,
+        store: ContentStore,
+        fetcher: Fetcher | None,
+        tracker: Tracker,
+        locks: KeyedLock,
+        slots: asyncio.Semaphore,
     ) -> None:
+        """Without a fetcher, all that there is must be in the store already. `name` is what errors call the image."""
+        self._name = name
         self._store = store
         self._fetcher = fetcher
         self._tracker = tracker
         self._locks = locks
         self._slots = slots
-        reference = fetcher.repository.reference
-        self._source_key = f"{DISTRIBUTION_SOURCE}.{reference.domain}"
-        self._repository = reference.repository
+        self._source_key = self._repository = ""
+        if fetcher:
+            reference = fetcher.repository.reference
+            self._source_key = f"{DISTRIBUTION_SOURCE}.{reference.domain}"
+            self._repository = reference.repository
 
     async def documents(self, root: Descriptor, wish: Wish) -> list[Found]:
         """Fetch indexes, manifests and configurations below `root`, and return the images that are wanted.
@@ -88,13 +99,17 @@ class Fetch:
     async def blob(self, descriptor: Descriptor) -> None:
         """Fetch a layer, or whatever else a manifest names."""
         self._tracker.step("waiting", descriptor, 0)
+        fetcher = self._fetcher
+        if fetcher is None:
+            await self._label(descriptor.digest, {})
+            return
         async with self._locks.hold(self._key(descriptor), seconds=_SHARED_FETCH_SECONDS), self._slots:
             new = await ingest(
                 self._store,
                 descriptor,
-                lambda offset: self._fetcher.stream(descriptor, offset),
-                origin=self._fetcher.source,
-                labels={self._source_key: self._repository},
+                lambda offset: fetcher.stream(descriptor, offset),
+                origin=fetcher.source,
+                labels=self._source_labels(),
                 moved=lambda offset: self._tracker.moved("downloading", descriptor, offset),
             )
             if not new:
@@ -113,11 +128,19 @@ class Fetch:
             config = await self._config(document)
             walk.found.append(Found(descriptor=descriptor, document=document, config=config, wanted=wanted))
             return
-        for child, take in choose(document, walk.wish, name=str(self._fetcher.repository.reference)):
-            if manifest.is_index(child.media_type) or manifest.is_manifest(child.media_type):
-                await self._walk(child, walk, depth=depth + 1, wanted=wanted and take)
-            elif take:
-                await self.blob(child)
+        missing: NotFound | None = None
+        for child, take in choose(document, walk.wish, name=self._name):
+            try:
+                if manifest.is_index(child.media_type) or manifest.is_manifest(child.media_type):
+                    await self._walk(child, walk, depth=depth + 1, wanted=wanted and take)
+                elif take:
+                    await self.blob(child)
+            except NotFound as error:
+                if self._fetcher:
+                    raise
+                missing = error  # an archive holds those platforms that were exported
+        if missing and not walk.found:
+            raise missing
 
     async def _document(self, descriptor: Descriptor) -> Index | Manifest:
         if descriptor.media_type == manifest.DOCKER_SCHEMA1:
@@ -145,6 +168,8 @@ class Fetch:
         data = await read_blob(self._store, descriptor)
         if data is not None:
             return data, False
+        if self._fetcher is None:
+            raise NotFound(f"{self._name}: content {descriptor.digest} is not there")
         async with self._slots:
             data = await self._fetcher.read(descriptor)
         if len(data) != descriptor.size or Digest.of(data, descriptor.digest.algorithm) != descriptor.digest:
@@ -156,7 +181,7 @@ class Fetch:
 
     async def _keep(self, descriptor: Descriptor, data: bytes, new: bool, labels: Mapping[str, str]) -> None:
         """Store a document with its labels; one that is there already gets those that it lacks, and the lease."""
-        wanted = {**labels, self._source_key: self._repository}
+        wanted = {**labels, **self._source_labels()}
         async with self._locks.hold(self._key(descriptor), seconds=_SHARED_FETCH_SECONDS):
             try:
                 await self._write(descriptor, data, wanted)
@@ -189,13 +214,16 @@ class Fetch:
             info = await self._store.info(digest)
             wanted = dict(labels)
             known = [part for part in info.labels.get(self._source_key, "").split(",") if part]
-            if self._repository not in known:
+            if self._repository and self._repository not in known:
                 text = ",".join(sorted({*known, self._repository}))
                 if len(self._source_key.encode()) + len(text.encode()) <= MAX_SIZE:
                     wanted[self._source_key] = text
             wanted = {key: value for key, value in wanted.items() if info.labels.get(key) != value}
             if wanted:
                 await self._store.update(Info(digest=digest, labels=wanted), fields=[f"labels.{key}" for key in wanted])
+
+    def _source_labels(self) -> dict[str, str]:
+        return {self._source_key: self._repository} if self._source_key else {}
 
     def _key(self, descriptor: Descriptor) -> str:
         return f"{context.current().namespace} {descriptor.digest}"

@@ -65,6 +65,7 @@ async def pull(stores: Stores, repository: Repository, into: Store, *, tracker: 
         tracker.say(f"Pulling from {origin}")
         tracker.say("fetching image content", name=str(reference), descriptor=root)
         fetch = Fetch(
+            name=str(reference),
             store=stores.content,
             fetcher=Fetcher(repository),
             tracker=tracker,

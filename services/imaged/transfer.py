@@ -1,7 +1,8 @@
 """The Transfer service's work: which use case a source and a destination make, and what it is given."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,8 +12,10 @@ import aiohttp
 from carina import context
 from carina.aio.threads import in_thread
 from carina.errors import PermissionDenied
+from carina.platforms import Platform
 from carina.reference import Reference
 from carina.transfer import ANONYMOUS, Access, OnProgress, Store, Transfer
+from imaged.archive import load, save
 from imaged.auth import Authorizer
 from imaged.hosts import hosts
 from imaged.ingest import CALL_SECONDS
@@ -65,6 +68,18 @@ class Transfers(Transfer):
             with context.deadline(CALL_SECONDS):
                 image = await self.stores.images.get(name)
             await record(self.stores.images, image.target, names(into, image.target), into.labels)
+
+    async def load(self, archive: AsyncIterator[bytes], into: Store, *, on_progress: OnProgress | None = None) -> None:
+        with context.no_deadline():
+            await load(self.stores, archive, into, tracker=Tracker(into.name, on_progress))
+
+    async def save(
+        self, source: Store, *, platforms: Sequence[Platform] = (), on_progress: OnProgress | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        tracker = Tracker(source.name, on_progress)
+        async with aclosing(save(self.stores, source, platforms, tracker=tracker)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     @contextlib.asynccontextmanager
     async def _repository(self, reference: Reference, access: Access) -> AsyncIterator[Repository]:

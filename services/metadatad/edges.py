@@ -199,3 +199,9 @@ def _conditional(node: Node, key: str, value: str) -> list[Edge]:
         for condition in conditions.split(",")
         if re.fullmatch(r"usedat[<>].+", condition) and parse_duration(condition[7:]) is not None
     ]
+
+
+def weaker(node: Node, old: Mapping[str, str], new: Mapping[str, str]) -> bool:
+    """Whether labels lost a reference or a pin, so that something may have become garbage."""
+    lost_edge = not set(of_labels(node, old)) <= set(of_labels(node, new))
+    return lost_edge or not set(pins_of_labels(old)) <= set(pins_of_labels(new))

@@ -6,15 +6,13 @@
 Every function but `mounts` blocks and is called in a thread.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from carina.errors import InvalidArgument
-from carina.linux.errnos import translated
 from carina.mount import Mount
-from carina.snapshots import Kind, Usage
+from carina.snapshots import Kind
 from snapshotd.records import Chain
 
 UID_MAPPING: Final = "containerd.io/snapshot/uidmapping"
@@ -72,32 +70,3 @@ def _host_root(labels: Mapping[str, str], name: str) -> int:
             if inside == 0 and 0 < count <= 2**32 - outside:
                 return outside
     raise InvalidArgument(f"label {name}: {labels.get(name, '')[:80]!r} does not map root")
-
-
-def measure(directory: Path) -> Usage:
-    """Bytes allocated and inodes of a tree, itself included; what has several names counts once.
-
-    Raises:
-        CarinaError: the tree can't be read.
-    """
-    size = inodes = 0
-    linked: set[tuple[int, int]] = set()
-    pending = [str(directory)]
-    try:
-        status = os.lstat(directory)
-        size, inodes = status.st_blocks * 512, 1
-        while pending:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    status = entry.stat(follow_symlinks=False)
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                    elif status.st_nlink > 1:
-                        if (identity := (status.st_dev, status.st_ino)) in linked:
-                            continue
-                        linked.add(identity)
-                    size += status.st_blocks * 512
-                    inodes += 1
-    except OSError as error:
-        raise translated(error, f"measuring {directory}") from error
-    return Usage(size=size, inodes=inodes)

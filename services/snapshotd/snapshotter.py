@@ -24,9 +24,10 @@ from carina.aio.threads import in_thread
 from carina.errors import DataLoss, FailedPrecondition, InvalidArgument
 from carina.linux.errnos import translated
 from carina.linux.filesystem import sync_directory, sync_filesystem
+from carina.linux.usage import measure
 from carina.mount import Mount
 from carina.snapshots import Info, Kind, Usage
-from snapshotd.drivers import Driver, measure, tree
+from snapshotd.drivers import Driver, tree
 from snapshotd.records import Chain, Record, Records, open_records
 from snapshotd.removal import Directories
 
@@ -82,8 +83,8 @@ class LocalSnapshotter:
             own = tree(self._directories.place(record.id))
             if self._settings.durable:
                 await in_thread(_sync, own)
-            usage = await in_thread(measure, own)
-            await finish(self._records.commit(committed, key, usage))
+            size, inodes = await in_thread(measure, own)
+            await finish(self._records.commit(committed, key, Usage(size=size, inodes=inodes)))
 
     async def remove(self, key: str) -> None:
         async with self._locks.hold(key):
@@ -116,7 +117,8 @@ class LocalSnapshotter:
         if record.info.kind is not Kind.ACTIVE:
             return record.usage
         self._check_there(key, Chain(id=record.id, kind=record.info.kind))
-        return await in_thread(measure, tree(self._directories.place(record.id)))
+        size, inodes = await in_thread(measure, tree(self._directories.place(record.id)))
+        return Usage(size=size, inodes=inodes)
 
     async def cleanup(self) -> None:
         await self._directories.sweep()

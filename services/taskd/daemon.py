@@ -65,6 +65,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
                         async with serve_rpc(config.address, handlers, name="taskd"):
                             lifetime.ready()
                             await lifetime.stopped()
+                            registry.give_up_waits()
                     await outbox.flush(_FLUSH_SECONDS)
                     registry.close()
                     raise _Stop

@@ -241,6 +241,12 @@ class Registry:
         at = gone.exited_at if gone.exited_at is not None and gone.exited_at.year > 1970 else now
         return Exit(pid=pid or gone.pid, status=gone.status, exited_at=at)
 
+    def give_up_waits(self) -> None:
+        """End the Wait calls of our clients: nothing keeps a server from draining as long as they can."""
+        for task in self.tasks.values():
+            for process in task.processes.values():
+                process.fail(Unavailable(f"task {task.id}: taskd is stopping"))
+
     def close(self) -> None:
         """Let go of everything; shims and containers go on."""
         for task in self.tasks.values():

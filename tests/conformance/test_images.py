@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 
 from carina import context
+from carina.api.containerd.services.images.v1 import Image as WireImage
+from carina.api.containerd.services.images.v1 import UpdateImageRequest
+from carina.api.google.protobuf import FieldMask
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import AlreadyExists, InvalidArgument, NotFound
 from carina.images import Image
+from carina.images.server import ImagesService
 from carina.leases import Lease, Resource
 from support.metadata import Stores, stores
 
@@ -174,3 +178,18 @@ async def test_references_follow_the_record(metadata: Stores) -> None:
     ]
     await metadata.images.delete("a")
     assert await edges() == []
+
+
+async def test_update_without_target(tmp_path: Path) -> None:
+    """A client may leave the target out where the mask does not name it, as containerd's own does."""
+    async with stores(tmp_path, "local") as local:
+        with context.within(namespace="test"):
+            await local.images.create(image("a", k="v"))
+            service = ImagesService(local.images)
+            mask = FieldMask(paths=["labels.x"])
+            message = UpdateImageRequest(image=WireImage(name="a", labels={"x": "1"}), update_mask=mask)
+            await service.update(message)
+            found = await local.images.get("a")
+            assert (found.target, found.labels) == (TARGET, {"k": "v", "x": "1"})
+            with pytest.raises(InvalidArgument):
+                await service.update(UpdateImageRequest(image=WireImage(name="a")))

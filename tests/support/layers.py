@@ -1,12 +1,12 @@
 """Layers built entry by entry, and two ways to apply them: in this process, without confinement, and by a worker."""
 
 import gzip
-import io
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from carina.descriptor import Descriptor
 from carina.digest import Digest
@@ -24,21 +24,20 @@ class Layer:
     """An archive in the making; each method adds an entry of any name, however nasty, and returns the layer."""
 
     def __init__(self) -> None:
-        self._file = io.BytesIO()
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+        self._blocks: list[bytes] = []
 
-    def _add(self, name: str, kind: bytes, *, data: bytes = b"", **fields: object) -> "Layer":
+    def _add(self, name: str, kind: bytes, *, data: bytes = b"", **fields: Any) -> "Layer":
         member = tarfile.TarInfo(name)
         member.type, member.size, member.mtime = kind, len(data), TIME
         for field, value in fields.items():
             setattr(member, field, value)
-        self._tar.addfile(member, io.BytesIO(data))
+        self._blocks += [member.tobuf(tarfile.PAX_FORMAT), data, bytes(-len(data) % 512)]
         return self
 
-    def file(self, name: str, data: bytes = b"", mode: int = 0o644, **fields: object) -> "Layer":
+    def file(self, name: str, data: bytes = b"", mode: int = 0o644, **fields: Any) -> "Layer":
         return self._add(name, tarfile.REGTYPE, data=data, mode=mode, **fields)
 
-    def directory(self, name: str, mode: int = 0o755, **fields: object) -> "Layer":
+    def directory(self, name: str, mode: int = 0o755, **fields: Any) -> "Layer":
         return self._add(name, tarfile.DIRTYPE, mode=mode, **fields)
 
     def symlink(self, target: str, name: str) -> "Layer":
@@ -54,8 +53,7 @@ class Layer:
         return self._add(name, tarfile.FIFOTYPE, mode=0o600)
 
     def bytes(self) -> bytes:
-        self._tar.close()
-        return self._file.getvalue()
+        return b"".join(self._blocks) + bytes(1024)
 
 
 class Direct:
@@ -141,3 +139,7 @@ def listing(root: Path) -> Mapping[str, tuple[object, ...]]:
                 },
             )
     return found
+
+
+def _attributes(path: Path) -> list[str]:
+    return os.listxattr(path, follow_symlinks=False)

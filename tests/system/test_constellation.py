@@ -135,7 +135,7 @@ def plugin(constellation: Constellation) -> Iterator[str]:
 
 
 def test_an_external_snapshotter_is_plugged_in(constellation: Constellation, reference: str, plugin: str) -> None:
-    """The image is pulled through a snapshotter in another process, by carina and by ctr, and a container runs on it."""
+    """An image is pulled through a snapshotter in another process, and a container runs on it."""
     constellation.carina("pull", "--plain-http", "--snapshotter", plugin, reference)
     assert len(constellation.carina("snapshots", "--snapshotter", plugin, "ls", "-q").output.split()) == 2
     ran = constellation.ctr("run", "--rm", "--snapshotter", plugin, reference, "outside", "cat", "/etc/motd")

@@ -65,7 +65,15 @@ def add(target: Target, name: str, type_: str, address: str, settings: Sequence[
         from carina.backends import Backend
         from carina.backends.client import RemoteBackendRegistry
 
-        await RemoteBackendRegistry(client.channel).add(Backend(type=type_, name=name, address=address, **values))
+        backend = Backend(
+            type=type_,
+            name=name,
+            address=address,
+            namespace=values.get("namespace", ""),
+            snapshotter=values.get("snapshotter", ""),
+            lease=values.get("lease", ""),
+        )
+        await RemoteBackendRegistry(client.channel).add(backend)
 
     target.run(work)
     click.echo(name)

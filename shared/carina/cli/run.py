@@ -43,7 +43,7 @@ _MOUNT_KEYS = {"type", "src", "source", "dst", "destination", "options"}
 @click.option("--privileged", is_flag=True, help="All capabilities and devices.")
 @click.option("--memory-limit", type=int, default=0, help="Bytes.")
 @click.pass_obj
-def run(target: Target, reference: str, id: str, rm: bool, detach: bool, tty: bool, **options: Any) -> None:
+def run(target: Target, /, reference: str, id: str, rm: bool, detach: bool, tty: bool, **options: Any) -> None:
     """Run COMMAND (or what the image says) in a new container ID."""
     wish = _wish(id, tty=tty, **options)
     if tty and not detach and not sys.stdin.isatty():

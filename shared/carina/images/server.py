@@ -1,5 +1,7 @@
 """Serves any image store over gRPC."""
 
+from dataclasses import replace
+
 from carina.api.containerd.services.images.v1 import (
     CreateImageRequest,
     CreateImageResponse,
@@ -14,7 +16,7 @@ from carina.api.containerd.services.images.v1 import (
 )
 from carina.api.google.protobuf import Empty
 from carina.images import ImageStore
-from carina.images.client import descriptor_from_wire, from_wire, to_wire
+from carina.images.client import descriptor_from_wire, descriptor_to_wire, from_wire, to_wire
 
 
 class ImagesService(ImagesBase):
@@ -31,9 +33,14 @@ class ImagesService(ImagesBase):
         return CreateImageResponse(image=to_wire(await self._store.create(from_wire(message.image))))
 
     async def update(self, message: UpdateImageRequest) -> UpdateImageResponse:
-        fields = message.update_mask.paths if message.update_mask else ()
-        image = await self._store.update(from_wire(message.image), fields)
-        return UpdateImageResponse(image=to_wire(image))
+        fields = message.update_mask.paths if message.update_mask else []
+        image = message.image
+        if image is not None and (image.target is None or not image.target.digest) and fields and "target" not in fields:
+            # Clients leave out what the mask does not name; what was there stays.
+            annotations = image.target.annotations if image.target else {}
+            target = descriptor_to_wire((await self._store.get(image.name)).target)
+            image = replace(image, target=replace(target, annotations=annotations))
+        return UpdateImageResponse(image=to_wire(await self._store.update(from_wire(image), fields)))
 
     async def delete(self, message: DeleteImageRequest) -> Empty:
         target = descriptor_from_wire(message.target) if message.target and message.target.digest else None

@@ -57,8 +57,10 @@ def lookup(root: str, text: str) -> User:
         raise NotFound(f"user {user!r} is not in the image's /etc/passwd")
     if group:
         return User(uid=uid, gid=_group(root, group))
-    extra = _memberships(root, name) if name else []
-    return User(uid=uid, gid=gid, additional_gids=(gid, *(other for other in extra if other != gid)))
+    if not name:
+        return User(uid=uid, gid=gid)
+    others = (other for other in _memberships(root, name) if other != gid)
+    return User(uid=uid, gid=gid, additional_gids=(gid, *others))
 
 
 def _looks_numeric(text: str) -> bool:
@@ -122,9 +124,10 @@ def _read(root: str, name: str) -> bytes:
         raise InvalidArgument(f"/etc/{name} of the image is not a regular file: {error.strerror}") from error
     finally:
         os.close(top)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InvalidArgument(f"/etc/{name} of the image is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise InvalidArgument(f"/etc/{name} of the image is not a regular file")
         data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
         raise InvalidArgument(f"/etc/{name} of the image is longer than {MAX_FILE} bytes")

@@ -1,6 +1,7 @@
 """What is inside a `google.protobuf.Any`, for showing it to people."""
 
 import json
+from dataclasses import fields
 from datetime import datetime
 from functools import cache
 from importlib import import_module
@@ -49,8 +50,8 @@ def _kind(name: str) -> type[betterproto2.Message] | None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, betterproto2.Message):
-        fields = {name: getattr(value, name) for name in type(value).__dataclass_fields__}
-        return {name: _plain(field) for name, field in fields.items() if not name.startswith("_") and field}
+        found = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {name: _plain(field) for name, field in found.items() if not name.startswith("_") and field}
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list):

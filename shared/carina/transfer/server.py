@@ -8,6 +8,7 @@ from typing import Final
 import betterproto2
 import grpclib.server
 from grpclib.const import Cardinality, Handler
+from grpclib.exceptions import ProtocolError, StreamTerminatedError
 
 from carina import context
 from carina.api.containerd.services.streaming.v1 import StreamingBase, StreamInit
@@ -129,11 +130,14 @@ class StreamingService(StreamingBase):
         id = decode(StreamInit, first.value).id
         with self._streams.register(context.namespace(), id) as stream:
             await wire_stream.send_message(WireAny(type_url="google.protobuf.Empty", value=b""))
-            async with asyncio.TaskGroup() as group:
-                reader = group.create_task(self._read(wire_stream, stream), name=f"stream {id}")
-                while (one := await stream.outgoing.get()) is not None:
-                    await wire_stream.send_message(WireAny(type_url=one.type_url, value=one.value))
-                reader.cancel()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    reader = group.create_task(self._read(wire_stream, stream), name=f"stream {id}")
+                    while (one := await stream.outgoing.get()) is not None:
+                        await wire_stream.send_message(WireAny(type_url=one.type_url, value=one.value))
+                    reader.cancel()
+            except* (StreamTerminatedError, ProtocolError):
+                pass  # the client left
 
     async def _read(self, wire_stream: "grpclib.server.Stream[WireAny, WireAny]", stream: Stream) -> None:
         try:
