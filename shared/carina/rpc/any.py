@@ -5,7 +5,7 @@ from dataclasses import fields
 from datetime import datetime
 from functools import cache
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import betterproto2
 
@@ -50,7 +50,7 @@ def _kind(name: str) -> type[betterproto2.Message] | None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, betterproto2.Message):
-        found = {field.name: getattr(value, field.name) for field in fields(value)}
+        found = {field.name: getattr(value, field.name) for field in fields(cast(Any, value))}
         return {name: _plain(field) for name, field in found.items() if not name.startswith("_") and field}
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
