@@ -1,0 +1,109 @@
+"""The composition root: stores over metadatad's socket, the differ, and the services on top of them."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from carina import context
+from carina.aio.daemon import Lifetime
+from carina.aio.threads import in_thread
+from carina.content.client import RemoteContentStore
+from carina.diff import Differ
+from carina.diff.client import RemoteDiffer
+from carina.diff.server import DiffService
+from carina.errors import CarinaError
+from carina.images.client import RemoteImageStore
+from carina.leases.client import RemoteLeaseManager
+from carina.namespaces.client import RemoteNamespaceStore
+from carina.rpc.client import Channel, connect
+from carina.rpc.server import Listener
+from carina.rpc.server import serve as serve_rpc
+from carina.snapshots.client import RemoteSnapshotter
+from carina.transfer.server import StreamingService, TransferService
+from carina.transfer.streams import Streams
+from imaged.config import Config
+from imaged.differ import LocalDiffer
+from imaged.differs import Differs
+from imaged.pull import Stores
+from imaged.registry import Retry
+from imaged.rpc import IntrospectionService
+from imaged.transfer import Timeouts, Transfers
+
+PROBE_SECONDS: Final = 10.0
+_log = logging.getLogger(__name__)
+
+
+async def serve(config: Config, lifetime: Lifetime) -> None:
+    """Run until the process is asked to end."""
+    scratch = await in_thread(_scratch, config.root)
+    async with contextlib.AsyncExitStack() as stack:
+        metadata = stack.enter_context(contextlib.closing(connect(config.metadata)))
+        external: dict[str, Differ] = {
+            name: RemoteDiffer(stack.enter_context(contextlib.closing(connect(address))))
+            for name, address in config.differs.items()
+        }
+        content = RemoteContentStore(metadata)
+        differ = Differs(LocalDiffer(content, scratch=scratch), external)
+        transfers = Transfers(
+            Stores(
+                content=content,
+                images=RemoteImageStore(metadata),
+                leases=RemoteLeaseManager(metadata),
+                snapshotter=lambda name: RemoteSnapshotter(metadata, name),
+                differ=differ,
+                default_snapshotter=config.default_snapshotter,
+                downloads=config.max_concurrent_downloads,
+            ),
+            config_path=config.config_path,
+            retry=Retry(attempts=config.attempts),
+            timeouts=Timeouts(connect=config.connect_timeout, stall=config.stall_timeout),
+        )
+        streams = Streams()
+        handlers = [
+            TransferService(transfers, streams),
+            StreamingService(streams),
+            DiffService(differ),
+            IntrospectionService(config),
+        ]
+        listener = await stack.enter_async_context(serve_rpc(config.address, handlers, name="imaged"))
+        await stack.enter_async_context(_watching(metadata, listener))
+        lifetime.ready()
+        await lifetime.stopped()
+
+
+def _scratch(root: Path) -> Path:
+    """The differ's own directory, empty: what a killed process left in it is of no use."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.chmod(0o700)
+    scratch = root / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700)
+    return scratch
+
+
+@contextlib.asynccontextmanager
+async def _watching(metadata: Channel, listener: Listener) -> AsyncIterator[None]:
+    """Say in the health of `imaged.metadata` whether metadatad answers, as every operation needs it."""
+
+    async def watch() -> None:
+        namespaces = RemoteNamespaceStore(metadata)
+        while True:
+            try:
+                with context.deadline(PROBE_SECONDS):
+                    await namespaces.list()
+                listener.health.set("imaged.metadata", True)
+            except CarinaError as error:
+                _log.debug("metadatad does not answer: %s", error)
+                listener.health.set("imaged.metadata", False)
+            await asyncio.sleep(PROBE_SECONDS)
+
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(watch(), name="watch metadatad")
+        try:
+            yield
+        finally:
+            watching.cancel()
