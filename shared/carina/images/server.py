@@ -34,13 +34,12 @@ class ImagesService(ImagesBase):
 
     async def update(self, message: UpdateImageRequest) -> UpdateImageResponse:
         fields = message.update_mask.paths if message.update_mask else []
-        image = message.image
-        if image is not None and (image.target is None or not image.target.digest) and fields and "target" not in fields:
+        wire = message.image
+        if wire is not None and fields and "target" not in fields and not (wire.target and wire.target.digest):
             # Clients leave out what the mask does not name; what was there stays.
-            annotations = image.target.annotations if image.target else {}
-            target = descriptor_to_wire((await self._store.get(image.name)).target)
-            image = replace(image, target=replace(target, annotations=annotations))
-        return UpdateImageResponse(image=to_wire(await self._store.update(from_wire(image), fields)))
+            target = descriptor_to_wire((await self._store.get(wire.name)).target)
+            wire = replace(wire, target=replace(target, annotations=wire.target.annotations if wire.target else {}))
+        return UpdateImageResponse(image=to_wire(await self._store.update(from_wire(wire), fields)))
 
     async def delete(self, message: DeleteImageRequest) -> Empty:
         target = descriptor_from_wire(message.target) if message.target and message.target.digest else None
