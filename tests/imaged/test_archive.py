@@ -1,0 +1,156 @@
+"""Images into archives and back."""
+
+import gzip
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from carina.errors import CarinaError, DataLoss, InvalidArgument, NotFound
+from carina.platforms import Platform
+from carina.transfer import ExtraReference, Store, Unpack
+from support.image import build, busybox_tar, layer
+from support.pulls import Hostile, World
+
+HOST = Platform(os="linux", architecture="amd64")
+NAMED = Store(
+    name="",
+    platforms=(HOST,),
+    extra_references=(ExtraReference(name="import", is_prefix=True, allow_overwrite=True),),
+    unpacks=(Unpack(platform=HOST, snapshotter="native"),),
+)
+
+
+async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), size):
+        yield data[start : start + size]
+
+
+def archive(files: dict[str, bytes | str]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def layout(tmp_path: Path, name: str = "1") -> dict[str, bytes | str]:
+    directory = build(platforms=("linux/amd64", "linux/arm64")).write(tmp_path / "layout", name)
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress], ids=["tar", "gzip", "zstd"])
+async def test_an_archive_becomes_an_image(world: World, tmp_path: Path, pack: type[bytes]) -> None:
+    """An OCI layout, compressed or not, is imported, unpacked and named by the destination's prefix and its own tag."""
+    data = pack(archive(layout(tmp_path)))
+
+    await world.transfers().load(chunks(data), NAMED)
+
+    assert list(world.images.images) == ["import:1"]
+    assert len(world.snapshotter.snapshots) == 2
+    assert world.content.ingests == {}
+    assert world.leases.leases == {}
+
+
+async def test_what_is_exported_is_imported_the_same(world: World, hostile: Hostile) -> None:
+    """Export and import bring the same image back under its full name, and the archive is one for docker too."""
+    image = build()
+    reference = hostile.put(image)
+    await world.transfers().pull(reference, platforms=[HOST])
+
+    data = b"".join([chunk async for chunk in world.transfers().save(Store(name=reference))])
+
+    other = World()
+    await other.transfers().load(chunks(data), NAMED)
+    assert other.images.images[reference].target.digest == image.digest
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        described = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
+        assert described[0]["RepoTags"] == [reference]
+        assert set(described[0]["Layers"]) <= set(tar.getnames())
+
+
+async def test_skopeo_reads_what_is_exported(world: World, hostile: Hostile, tmp_path: Path) -> None:
+    """Another implementation finds the image in the archive."""
+    reference = hostile.put(build())
+    await world.transfers().pull(reference, platforms=[HOST])
+    data = b"".join([chunk async for chunk in world.transfers().save(Store(name=reference))])
+    path = tmp_path / "out.tar"
+    path.write_bytes(data)
+
+    answer = subprocess.run(["skopeo", "inspect", "--raw", f"oci-archive:{path}"], capture_output=True, check=False)
+
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["schemaVersion"] == 2
+
+
+async def test_what_docker_save_writes_is_imported(world: World) -> None:
+    """manifest.json, layers as plain tar, and links from one layer to another."""
+    one = layer(busybox_tar(), "")
+    config = build(layers=[one, one]).config
+    assert config is not None
+    manifest = [{"Config": "c.json", "RepoTags": ["example.test/a:1"], "Layers": ["x/layer.tar", "y/layer.tar"]}]
+    data = archive(
+        {
+            "x/layer.tar": one.blob.data,
+            "y/layer.tar": "../x/layer.tar",
+            "c.json": config.data,
+            "manifest.json": json.dumps(manifest).encode(),
+        }
+    )
+
+    await world.transfers().load(chunks(data), NAMED)
+
+    assert list(world.images.images) == ["example.test/a:1"]
+    assert len(world.snapshotter.snapshots) == 2
+
+
+async def test_an_archive_names_only_what_it_may(world: World, tmp_path: Path) -> None:
+    """Without leave to overwrite, a full name outside the prefix is not taken."""
+    data = archive(layout(tmp_path, "docker.io/library/nginx:latest"))
+    into = Store(name="", platforms=(HOST,), extra_references=(ExtraReference(name="mine.test/x", is_prefix=True),))
+
+    with pytest.raises(InvalidArgument, match="names no image"):
+        await world.transfers().load(chunks(data), into)
+
+    assert world.images.images == {}
+
+
+async def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
+    """Wrong bytes, an early end, oversized documents, missing content and plain rubbish each end in an error."""
+    files = layout(tmp_path)
+    blob = max((name for name in files if name.startswith("blobs/")), key=lambda name: len(files[name]))
+    whole = archive(files)
+    cases: list[tuple[bytes, type[CarinaError]]] = [
+        (archive({**files, blob: bytes(len(files[blob]))}), DataLoss),
+        (archive({**files, "blobs/sha256/../../etc/passwd": b"x", "blobs/sha256/zz": b"x"}), InvalidArgument),
+        (whole[: len(whole) // 2], InvalidArgument),
+        (archive({**files, "index.json": b" " * (5 << 20)}), InvalidArgument),
+        (archive({name: content for name, content in files.items() if name != blob}), NotFound),
+        (archive({"a": b"b"}), InvalidArgument),
+        (b"rubbish" * 1000, InvalidArgument),
+        (gzip.compress(whole)[:5000] + b"rubbish" * 100, InvalidArgument),
+    ]
+
+    for data, error in cases:
+        world = World()
+        with pytest.raises(error):
+            await world.transfers().load(chunks(data, 65536), NAMED)
+        assert world.images.images == {}
+        assert world.content.ingests == {}
+
+
+async def test_an_image_that_is_not_there_is_not_exported(world: World) -> None:
+    """Exporting says NotFound before it writes anything."""
+    with pytest.raises(NotFound):
+        await anext(aiter(world.transfers().save(Store(name="nothing:1"))))
