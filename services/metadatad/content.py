@@ -1,0 +1,335 @@
+"""The namespaced view of content: who has which blob, over one store that knows no namespaces.
+
+What clients ask most often is answered from memory: records and the bytes of small blobs, `ctr run` reads the same
+manifests again and again. Bytes are kept by digest, and given only to a namespace that has a record of the digest.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, Self, runtime_checkable
+
+from carina import context
+from carina.aio.finish import finish
+from carina.content import ContentStore, Info, Reader, Status
+from carina.content.fields import fields as info_fields
+from carina.content.fields import status_fields
+from carina.digest import Digest
+from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, Unimplemented
+from carina.filters import matcher
+from carina.leases import Resource
+from metadatad import blobs, leases, rpc, tombstones
+from metadatad.blobs import Ingest
+from metadatad.cache import Bounded
+from metadatad.claims import Claims
+from metadatad.columns import validate_name
+from metadatad.ingests import NamespacedWriter, Store
+from metadatad.peers import Peer
+from metadatad.records import Records, Transaction
+
+SMALL: Final = 64 * 1024
+"""Blobs up to this size are read whole and kept in memory."""
+PAGE: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """Where and with what a descriptor is to be had, once."""
+
+    address: str
+    token: bytes
+    size: int = 0
+    """Bytes in the blob, or bytes that the ingest holds already."""
+
+
+@runtime_checkable
+class TokenLane(Protocol):
+    """The descriptor lane as services hand it on: tokens instead of descriptors."""
+
+    async def blob_token(self, digest: Digest) -> Token: ...
+
+    async def ingest_token(
+        self, ref: str, *, total: int = 0, expected: Digest | None = None, offset: int | None = None
+    ) -> Token: ...
+
+
+class NamespacedContentStore:
+    """`carina.content.ContentStore` of the call's namespace.
+
+    With `shared`, knowing the digest of a blob that any namespace has is enough to get it; without, every namespace
+    must bring the bytes itself (the back end stores them once all the same).
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        backend: ContentStore,
+        *,
+        peer: Peer,
+        claims: Claims,
+        shared: bool = True,
+        lane: TokenLane | None = None,
+    ) -> None:
+        self._records = records
+        self._backend = backend
+        self._peer = peer
+        self._claims = claims
+        self._shared = shared
+        self._lane = lane
+        self._infos: Bounded[tuple[str, Digest], Info] = Bounded(16_384)
+        self._bytes: Bounded[Digest, bytes] = Bounded(16 * 1024 * 1024, weigh=len)
+        self._store = Store(records=records, backend=backend, peer=peer, claims=claims, changed=self.changed)
+
+    def changed(self, namespace: str, digest: Digest) -> None:
+        """The record of a blob has changed or gone: forget what was kept of it."""
+        self._infos.forget((namespace, digest))
+
+    async def info(self, digest: Digest) -> Info:
+        namespace = context.namespace()
+        kept = self._infos.get((namespace, digest))
+        if kept is not None:
+            return kept
+        generation = self._infos.generation
+        info = await self._records.read(lambda connection: blobs.get(connection, namespace, digest))
+        self._infos.put((namespace, digest), info, generation=generation)
+        return info
+
+    async def update(self, info: Info, fields: Sequence[str] = ()) -> Info:
+        namespace = context.namespace()
+        for field in fields:
+            if field != "labels" and not field.startswith("labels."):
+                raise InvalidArgument(f"field {field!r} of content {info.digest} can't be updated")
+
+        async def change() -> Info:
+            try:
+                return await self._records.write(
+                    lambda transaction: blobs.relabel(
+                        transaction, namespace, info.digest, info, list(fields) or ["labels"]
+                    )
+                )
+            finally:
+                self.changed(namespace, info.digest)
+
+        return await finish(change())
+
+    async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
+        namespace = context.namespace()
+        matches = matcher(filters, info_fields)
+        after = ""
+        while True:
+            start = after
+            page = await self._records.read(lambda connection: blobs.page(connection, namespace, start, PAGE))  # noqa: B023
+            for info in page:
+                if matches(info):
+                    yield info
+            if len(page) < PAGE:
+                return
+            after = page[-1].digest
+
+    async def delete(self, digest: Digest) -> None:
+        call, namespace = context.current(), context.namespace()
+
+        def remove(transaction: Transaction) -> None:
+            connection = transaction.connection
+            info = blobs.get(connection, namespace, digest)
+            blobs.discard(connection, namespace, digest, info.size)
+            with contextlib.suppress(NotFound):  # the lease has gone meanwhile
+                leases.release(connection, namespace, call.lease, Resource(type="content", id=digest))
+            transaction.emit(namespace, "/content/delete", rpc.content_delete(digest))
+            transaction.deletion = True
+
+        async def change() -> None:
+            try:
+                await self._records.write(remove)
+            finally:
+                self.changed(namespace, digest)
+
+        await finish(change())
+
+    async def reader(self, digest: Digest) -> Reader:
+        info = await self.info(digest)
+        if info.size > SMALL:
+            async with self._peer.answering():
+                return _Reader(await self._backend.reader(digest), self._peer)
+        kept = self._bytes.get(digest)
+        if kept is None:
+            kept = await self._read_small(info)
+        return _MemoryReader(kept)
+
+    async def _read_small(self, info: Info) -> bytes:
+        generation = self._bytes.generation
+        async with self._peer.answering():
+            async with await self._backend.reader(info.digest) as reader:
+                data = await reader.read(0, info.size) if info.size else b""
+        if len(data) == info.size:
+            self._bytes.put(info.digest, data, generation=generation)
+        return data
+
+    async def status(self, ref: str) -> Status:
+        namespace = context.namespace()
+        ingest = await self._records.read(lambda connection: blobs.get_ingest(connection, namespace, ref))
+        try:
+            async with self._peer.answering():
+                return replace(await self._backend.status(ingest.backend_ref), ref=ref)
+        except NotFound as error:
+            raise NotFound(f"ingest {ref!r} does not exist") from error
+
+    async def statuses(self, filters: Sequence[str] = ()) -> list[Status]:
+        namespace = context.namespace()
+        matches = matcher(filters, status_fields)
+        rows = await self._records.read(
+            lambda connection: connection.execute(
+                "SELECT backend_ref, ref FROM ingests WHERE namespace = ? ORDER BY ref", (namespace,)
+            ).fetchall()
+        )
+        if not rows:
+            return []
+        async with self._peer.answering():
+            found = {status.ref: status for status in await self._backend.statuses()}
+        mine = [replace(found[backend_ref], ref=ref) for backend_ref, ref in rows if backend_ref in found]
+        return [status for status in mine if matches(status)]
+
+    async def writer(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> NamespacedWriter:
+        call = context.current()
+        ingest, size = await self._open(ref, total=total, expected=expected)
+        writer = NamespacedWriter(self._store, call=call, namespace=context.namespace(), ingest=ingest, size=size)
+        if not ingest.shared:
+            await writer.open()
+        return writer
+
+    async def abort(self, ref: str) -> None:
+        namespace = context.namespace()
+
+        def remove(transaction: Transaction) -> Ingest:
+            connection = transaction.connection
+            ingest = blobs.get_ingest(connection, namespace, ref)
+            blobs.close_ingest(connection, namespace, ref)
+            tombstones.bury_ingest(connection, ingest.backend_ref)
+            transaction.deletion = True
+            return ingest
+
+        ingest = await self._records.write(remove)
+        try:
+            async with self._peer.answering():
+                await self._backend.abort(ingest.backend_ref)
+        except CarinaError:
+            return  # gone there too, or the collector tries again: the tombstone says so
+        await self._records.write(
+            lambda transaction: tombstones.exhume(transaction.connection, "ingest", "", ingest.backend_ref)
+        )
+
+    async def blob_token(self, digest: Digest) -> Token:
+        """A token of the back end's for a descriptor of the blob. Raises Unimplemented where it has no lane."""
+        lane = self._need_lane()
+        info = await self.info(digest)
+        async with self._peer.answering():
+            return await lane.blob_token(info.digest)
+
+    async def ingest_token(
+        self, ref: str, *, total: int = 0, expected: Digest | None = None, offset: int | None = None
+    ) -> Token:
+        """A token of the back end's for the write end of a pipe into the ingest.
+
+        Raises:
+            AlreadyExists: the namespace has the expected blob, or has it now, where it may share that of another.
+        """
+        lane = self._need_lane()
+        ingest, size = await self._open(ref, total=total, expected=expected)
+        if ingest.shared:
+            call = context.current()
+            writer = NamespacedWriter(self._store, call=call, namespace=context.namespace(), ingest=ingest, size=size)
+            await writer.commit()
+            raise AlreadyExists(f"content {expected} already exists")
+        async with self._peer.answering():
+            return await lane.ingest_token(ingest.backend_ref, total=total, offset=offset)
+
+    def _need_lane(self) -> TokenLane:
+        if self._lane is None:
+            raise Unimplemented("the content back end has no descriptor lane")
+        return self._lane
+
+    async def _open(self, ref: str, *, total: int, expected: Digest | None) -> tuple[Ingest, int]:
+        """Write the row of an ingest, and say how many bytes the shared blob has."""
+        call, namespace = context.current(), context.namespace()
+        validate_name(ref, "ref")
+        if expected is None:
+            return await self._insert(Ingest(ref=ref, backend_ref="", total=total), call.lease), 0
+        await self._must_be_new(namespace, expected, call.lease)
+        async with self._claims.use(("content", expected)):
+            size = await self._sharable_size(expected, total)
+            ingest = Ingest(ref=ref, backend_ref="", expected=expected, total=total, shared=size is not None)
+            return await self._insert(ingest, call.lease), size or 0
+
+    async def _insert(self, ingest: Ingest, lease: str | None) -> Ingest:
+        namespace = context.namespace()
+        return await self._records.write(
+            lambda transaction: blobs.open_ingest(transaction.connection, namespace, ingest, lease)
+        )
+
+    async def _must_be_new(self, namespace: str, digest: Digest, lease: str | None) -> None:
+        """Raises AlreadyExists where the namespace has the blob, which the call's lease holds from now on."""
+        if await self._records.read(lambda connection: blobs.find(connection, namespace, digest)) is None:
+            return
+
+        def hold(transaction: Transaction) -> bool:
+            found = blobs.find(transaction.connection, namespace, digest) is not None
+            if found:
+                leases.hold(transaction.connection, namespace, lease, Resource(type="content", id=digest))
+            return found
+
+        if not lease or await self._records.write(hold):
+            raise AlreadyExists(f"content {digest} already exists")
+
+    async def _sharable_size(self, digest: Digest, total: int) -> int | None:
+        """The size of a blob that the back end has and this namespace may share; None without."""
+        if not self._shared and not await self._records.read(lambda connection: blobs.shareable(connection, digest)):
+            return None
+        try:
+            async with self._peer.answering():
+                info = await self._backend.info(digest)
+        except NotFound:
+            return None
+        return info.size if total in (0, info.size) else None
+
+
+class _Reader:
+    """A reader of the back end's, with a limit on every call."""
+
+    def __init__(self, reader: Reader, peer: Peer) -> None:
+        self._reader = reader
+        self._peer = peer
+
+    @property
+    def size(self) -> int:
+        return self._reader.size
+
+    async def read(self, offset: int, length: int) -> bytes:
+        async with self._peer.working():
+            return await self._reader.read(offset, length)
+
+    async def close(self) -> None:
+        await self._reader.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self.close()
+
+
+class _MemoryReader:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+    async def close(self) -> None:
+        return
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        return

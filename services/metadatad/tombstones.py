@@ -1,0 +1,111 @@
+"""Objects that back ends are still to remove, and numbers for the objects that they are to make.
+
+A tombstone is written in the transaction that removes a record, so a crash never loses it.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from carina.sqlite import now
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    id: int
+    type: str
+    """`content`, `ingest` or `snapshot`."""
+    key: str
+    size: int
+
+
+def backend_key(connection: sqlite3.Connection, namespace: str, key: str) -> str:
+    """A name for the back end that was never used before: `<namespace>/<number>/<key>`, as containerd builds them."""
+    row = connection.execute(
+        "INSERT INTO sequences (name, value) VALUES ('backend', 1) "
+        "ON CONFLICT (name) DO UPDATE SET value = value + 1 RETURNING value"
+    ).fetchone()
+    return f"{namespace}/{row[0]}/{key}"
+
+
+def bury_content(connection: sqlite3.Connection, digest: str, size: int) -> bool:
+    """Have the back end delete a blob, unless a namespace still has a record of it."""
+    if content_needed(connection, digest):
+        return False
+    _bury(connection, "content", "", digest, size)
+    return True
+
+
+def bury_ingest(connection: sqlite3.Connection, backend_ref: str) -> None:
+    _bury(connection, "ingest", "", backend_ref, 0)
+
+
+def bury_snapshot(connection: sqlite3.Connection, snapshotter: str, key: str) -> None:
+    """Have the back end remove a snapshot, unless a record or an intent still needs it."""
+    if not snapshot_needed(connection, snapshotter, key):
+        _bury(connection, "snapshot", snapshotter, key, 0)
+
+
+def exhume(connection: sqlite3.Connection, type: str, backend: str, key: str) -> None:
+    """A record refers to the object again."""
+    connection.execute(
+        "DELETE FROM tombstones WHERE type = ? AND backend = ? AND key = ?",
+        (type, backend, key),
+    )
+
+
+def content_needed(connection: sqlite3.Connection, digest: str) -> bool:
+    return (
+        connection.execute(
+            "SELECT 1 FROM blobs WHERE digest = ?1 UNION ALL "
+            "SELECT 1 FROM ingests WHERE expected = ?1 AND shared LIMIT 1",
+            (digest,),
+        ).fetchone()
+        is not None
+    )
+
+
+def ingest_needed(connection: sqlite3.Connection, backend_ref: str) -> bool:
+    row = connection.execute("SELECT 1 FROM ingests WHERE backend_ref = ?", (backend_ref,)).fetchone()
+    return row is not None
+
+
+def snapshot_needed(connection: sqlite3.Connection, snapshotter: str, key: str) -> bool:
+    return (
+        connection.execute(
+            "SELECT 1 FROM snapshots WHERE snapshotter = ?1 AND backend_key = ?2 UNION ALL "
+            "SELECT 1 FROM intents WHERE snapshotter = ?1 AND backend_key = ?2 LIMIT 1",
+            (snapshotter, key),
+        ).fetchone()
+        is not None
+    )
+
+
+def waiting(connection: sqlite3.Connection, types: Sequence[str], backend: str, limit: int) -> list[Tombstone]:
+    """The oldest tombstones of a back end; snapshots were buried children first."""
+    marks = ", ".join("?" for _ in types)
+    rows = connection.execute(
+        f"SELECT id, type, key, size FROM tombstones WHERE type IN ({marks}) AND backend = ? "  # noqa: S608
+        "ORDER BY id LIMIT ?",
+        (*types, backend, limit),
+    )
+    return [Tombstone(*row) for row in rows]
+
+
+def backends_waiting(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    """(type, name) of every back end with something to remove; the name is empty for content."""
+    rows = connection.execute(
+        "SELECT DISTINCT CASE type WHEN 'snapshot' THEN 'snapshot' ELSE 'content' END, backend FROM tombstones"
+    )
+    return [(type, name) for type, name in rows]
+
+
+def drop(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
+    connection.executemany("DELETE FROM tombstones WHERE id = ?", [(id,) for id in ids])
+
+
+def _bury(connection: sqlite3.Connection, type: str, backend: str, key: str, size: int) -> None:
+    connection.execute(
+        "INSERT OR IGNORE INTO tombstones (type, backend, key, size, created_at) VALUES (?, ?, ?, ?, ?)",
+        (type, backend, key, size, now()),
+    )
