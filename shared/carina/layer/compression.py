@@ -103,6 +103,9 @@ def _plain(blob: int) -> Iterator[bytes]:
 
 
 def _gunzip(blob: int) -> Iterator[bytes]:
+    # isal imports it when it finds damage; by then a worker can import nothing.
+    import gzip
+
     from isal import isal_zlib
 
     os.lseek(blob, 0, os.SEEK_SET)
@@ -110,7 +113,7 @@ def _gunzip(blob: int) -> Iterator[bytes]:
     reader = isal_zlib._GzipReader(io.FileIO(blob, "rb", closefd=False), _READ)
 
     # The stubs declare the class as if it were an instance.
-    damaged = (cast(type[Exception], isal_zlib.IsalError), EOFError, OSError)
+    damaged = (cast(type[Exception], isal_zlib.IsalError), gzip.BadGzipFile, EOFError, OSError)
 
     def chunks() -> Iterator[bytes]:
         while True:
