@@ -1,0 +1,46 @@
+"""The composition root: opens the store, serves it, and removes forgotten ingests meanwhile."""
+
+import asyncio
+import contextlib
+import logging
+from typing import Any, Final
+
+from carina.aio.daemon import Lifetime
+from carina.content.server import ContentService, LaneService
+from carina.errors import CarinaError
+from carina.introspection import Plugin
+from carina.rpc.lane import LaneServer
+from carina.rpc.server import serve as serve_rpc
+from contentd.config import Config
+from contentd.rpc import IntrospectionService
+from contentd.store import LocalContentStore
+
+log = logging.getLogger(__name__)
+
+EXPIRE_SECONDS: Final = 3600.0
+
+
+async def serve(config: Config, lifetime: Lifetime) -> None:
+    """Run until the process is asked to end."""
+    plugin = Plugin(type="io.containerd.content.v1", id="content", exports={"root": str(config.root)})
+    async with contextlib.AsyncExitStack() as stack:
+        store = await stack.enter_async_context(LocalContentStore(config.root, expire=config.expire_ingests))
+        handlers: list[Any] = [ContentService(store), IntrospectionService(plugin)]
+        if config.lane is not None:
+            lane = await stack.enter_async_context(LaneServer(config.lane))
+            handlers.append(LaneService(store, lane))
+        await stack.enter_async_context(serve_rpc(config.address, handlers, name="contentd"))
+        lifetime.ready()
+        async with asyncio.TaskGroup() as group:
+            expiring = group.create_task(_expire(store), name="expire-ingests")
+            await lifetime.stopped()
+            expiring.cancel()
+
+
+async def _expire(store: LocalContentStore) -> None:
+    while True:
+        await asyncio.sleep(EXPIRE_SECONDS)
+        try:
+            await store.expire()
+        except CarinaError as error:
+            log.warning("forgotten ingests could not be removed: %s", error)
