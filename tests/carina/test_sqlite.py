@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from carina.errors import DataLoss, FailedPrecondition, Internal
+from carina.errors import DataLoss, FailedPrecondition, Internal, ResourceExhausted
 from carina.sqlite import Database, open_database
 
 SCRIPTS = ["CREATE TABLE t (k TEXT PRIMARY KEY, v INTEGER NOT NULL) STRICT;"]
@@ -160,3 +160,34 @@ async def test_metadata_schema_applies(tmp_path: Path) -> None:
     """The metadata service's migrations apply to an empty database."""
     async with open_database(tmp_path / "db.sqlite", "metadatad") as database:
         assert await database.read(lambda c: c.execute("SELECT count(*) FROM edges").fetchone()[0]) == 0
+
+
+async def test_full_disk(database: Database) -> None:
+    """A transaction that finds the disk full fails as ResourceExhausted, leaves nothing, and the next one works."""
+    pages: int = await database.write(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
+    await database.write(lambda c: c.execute(f"PRAGMA max_page_count = {pages + 2}").fetchone())
+
+    def large(c: sqlite3.Connection) -> None:
+        c.execute("INSERT INTO t VALUES (?, 1)", ("x" * 100_000,))
+
+    results = await asyncio.gather(
+        database.write(put("before", 1)), database.write(large), database.write(put("after", 1)), return_exceptions=True
+    )
+    assert isinstance(results[1], ResourceExhausted)
+    await database.write(put("next", 1))
+    kept = 1 + sum(not isinstance(result, BaseException) for result in results)
+    assert await database.read(count) == kept
+
+
+async def test_writers_share_commits(database: Database) -> None:
+    """Concurrent writers are committed in groups: far fewer commits than functions."""
+    commits: list[str] = []
+
+    def traced(c: sqlite3.Connection) -> None:
+        c.set_trace_callback(lambda text: commits.append(text) if text == "COMMIT" else None)
+
+    await database.write(traced)
+    await asyncio.gather(*(database.write(put(str(i), i)) for i in range(200)))
+    await database.write(lambda c: c.set_trace_callback(None))
+    assert await database.read(count) == 200
+    assert len(commits) < 100
