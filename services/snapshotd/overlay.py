@@ -27,20 +27,14 @@ class Overlay:
     capabilities = ("rebase",)
 
     def __init__(self, mount_options: Sequence[str] = ()) -> None:
-        options = list(mount_options)
-        keys = {option.partition("=")[0] for option in options}
-        if in_user_namespace() and "userxattr" not in keys:
-            options.append("userxattr")
-        if "index" not in keys and _INDEX.exists():
-            # With an index, a second mount of a lower tree in use would fail.
-            options.append("index=off")
-        self._options = tuple(options)
+        self._options = tuple(mount_options)
 
     def check(self, directory: Path) -> None:
         if any(character in str(directory) for character in _SPECIAL):
             raise FailedPrecondition(
                 f"directory {directory} can't hold overlays: its path has a comma, colon or backslash"
             )
+        self._options += _needed_options(self._options)
         with tempfile.TemporaryDirectory(prefix="new-check-", dir=directory) as scratch:
             lower, upper, work = (Path(scratch, name) for name in ("lower", "upper", "work"))
             for path in (lower, upper, work):
@@ -104,3 +98,15 @@ class Overlay:
         options = [f"workdir={own / 'work'}", f"upperdir={tree(own)}"] if writable else []
         options.append("lowerdir=" + ":".join(str(tree(place(parent))) for parent in chain.parents))
         return [Mount(type="overlay", source="overlay", options=(*options, *self._options))]
+
+
+def _needed_options(given: Sequence[str]) -> tuple[str, ...]:
+    """What this system needs beside the given options."""
+    keys = {option.partition("=")[0] for option in given}
+    needed = []
+    if "userxattr" not in keys and in_user_namespace():
+        needed.append("userxattr")
+    if "index" not in keys and _INDEX.exists():
+        # With an index, a second mount of a lower tree in use would fail.
+        needed.append("index=off")
+    return tuple(needed)

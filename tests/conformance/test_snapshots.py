@@ -1,0 +1,107 @@
+"""The snapshotter suite on every implementation: in this process, over a socket, and as a plugin."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from carina.rpc.client import connect
+from carina.snapshots import Snapshotter
+from carina.snapshots.client import RemoteSnapshotter
+from conformance.snapshots_suite import SnapshotterSuite
+from snapshotd.drivers import Driver
+from snapshotd.native import Native
+from snapshotd.overlay import Overlay
+from snapshotd.snapshotter import Settings, open_snapshotter
+
+DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "copysnapshotter.py"
+
+
+@contextlib.contextmanager
+def running(socket: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process that serves on `socket`, until the end of the block."""
+    process = subprocess.Popen([sys.executable, *arguments], cwd="/")
+    try:
+        end = time.monotonic() + 20
+        while not socket.exists():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextlib.asynccontextmanager
+async def remote(socket: Path) -> AsyncIterator[Snapshotter]:
+    channel = connect(f"unix://{socket}")
+    try:
+        yield RemoteSnapshotter(channel)
+    finally:
+        channel.close()
+
+
+@contextlib.asynccontextmanager
+async def local(root: Path, driver: Driver) -> AsyncIterator[Snapshotter]:
+    async with open_snapshotter(root, driver, Settings(durable=False)) as snapshotter:
+        freeing = asyncio.create_task(snapshotter.run())
+        try:
+            yield snapshotter
+        finally:
+            freeing.cancel()
+            await asyncio.wait([freeing])
+
+
+@pytest.fixture(scope="module")
+def overlay_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    base = tmp_path_factory.mktemp("overlayfs")
+    socket = base / "snapshotd-overlayfs.sock"
+    with running(socket, "-m", "snapshotd", "--root", str(base / "root"), "--state", str(base)):
+        yield socket
+
+
+@pytest.fixture(scope="module")
+def demo_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    base = tmp_path_factory.mktemp("demo")
+    with running(base / "demo.sock", str(DEMO), str(base / "trees"), str(base / "demo.sock")):
+        yield base / "demo.sock"
+
+
+class TestOverlay(SnapshotterSuite):
+    renames_directories = False
+    rebases = True
+
+    @pytest.fixture
+    async def snapshotter(self, tmp_path: Path) -> AsyncIterator[Snapshotter]:
+        async with local(tmp_path / "root", Overlay()) as snapshotter:
+            yield snapshotter
+
+
+class TestNative(SnapshotterSuite):
+    @pytest.fixture
+    async def snapshotter(self, tmp_path: Path) -> AsyncIterator[Snapshotter]:
+        async with local(tmp_path / "root", Native()) as snapshotter:
+            yield snapshotter
+
+
+class TestOverlayOverSocket(SnapshotterSuite):
+    renames_directories = False
+    rebases = True
+
+    @pytest.fixture
+    async def snapshotter(self, overlay_daemon: Path) -> AsyncIterator[Snapshotter]:
+        async with remote(overlay_daemon) as snapshotter:
+            yield snapshotter
+
+
+class TestDemoPlugin(SnapshotterSuite):
+    @pytest.fixture
+    async def snapshotter(self, demo_daemon: Path) -> AsyncIterator[Snapshotter]:
+        async with remote(demo_daemon) as snapshotter:
+            yield snapshotter
