@@ -1,9 +1,10 @@
 """How records are stored: maps as JSON text, typed values as two columns, times as `carina.sqlite` has them."""
 
 import base64
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -64,6 +65,18 @@ def validate_name(text: str, noun: str) -> None:
         raise InvalidArgument(f"{noun} {text[:64]!r}… is longer than {MAX_NAME} bytes")
     if "\0" in text:
         raise InvalidArgument(f"{noun} {text!r} holds a zero byte")
+
+
+def select(
+    connection: sqlite3.Connection, *, columns: str, table: str, key: str, namespace: str, keys: Sequence[str] | None
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of a namespace in the order of their keys: those with the given keys, all with None."""
+    query = f"SELECT {columns} FROM {table} WHERE namespace = ?"  # noqa: S608 - names of ours
+    if keys is None:
+        yield from connection.execute(f"{query} ORDER BY {key}", (namespace,))
+    else:
+        for wanted in keys:
+            yield from connection.execute(f"{query} AND {key} = ?", (namespace, wanted))
 
 
 def validate_extensions(extensions: Mapping[str, TypedValue], owner: str) -> None:

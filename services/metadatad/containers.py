@@ -11,13 +11,14 @@ from carina.containers import Container, Runtime
 from carina.containers.fields import fields as container_fields
 from carina.context import validate_identifier
 from carina.errors import AlreadyExists, InvalidArgument, NotFound
-from carina.filters import matcher
+from carina.filters import exact, matcher
 from carina.sqlite import now, to_time
 from metadatad import edges, namespaces, rpc
 from metadatad.columns import (
     moment,
     pack,
     pack_values,
+    select,
     split,
     typed,
     unpack,
@@ -46,14 +47,13 @@ class Containers:
 
     async def list(self, filters: Sequence[str] = ()) -> builtins.list[Container]:
         namespace = context.namespace()
-        matches = matcher(filters, container_fields)
-        rows = await self._records.read(
-            lambda connection: connection.execute(
-                f"SELECT {_COLUMNS} FROM containers WHERE namespace = ? ORDER BY id",  # noqa: S608
-                (namespace,),
-            ).fetchall()
-        )
-        return [container for container in map(_container, rows) if matches(container)]
+        matches, keys = matcher(filters, container_fields), exact(filters, "id")
+
+        def find(connection: sqlite3.Connection) -> builtins.list[Container]:
+            rows = select(connection, columns=_COLUMNS, table="containers", key="id", namespace=namespace, keys=keys)
+            return [found for found in map(_container, rows) if matches(found)]
+
+        return await self._records.read(find)
 
     async def create(self, container: Container) -> Container:
         namespace = context.namespace()

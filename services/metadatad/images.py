@@ -10,13 +10,13 @@ from carina import context, labels
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import AlreadyExists, InvalidArgument, NotFound
-from carina.filters import matcher
+from carina.filters import exact, matcher
 from carina.images import Image
 from carina.images.fields import fields as image_fields
 from carina.leases import Resource
 from carina.sqlite import now, to_time
 from metadatad import edges, leases, namespaces, rpc
-from metadatad.columns import moment, pack, unpack, validate_name
+from metadatad.columns import moment, pack, select, unpack, validate_name
 from metadatad.records import Records, Transaction
 
 _COLUMNS = "name, media_type, digest, size, annotations, labels, created_at, updated_at"
@@ -34,14 +34,13 @@ class Images:
 
     async def list(self, filters: Sequence[str] = ()) -> builtins.list[Image]:
         namespace = context.namespace()
-        matches = matcher(filters, image_fields)
-        rows = await self._records.read(
-            lambda connection: connection.execute(
-                f"SELECT {_COLUMNS} FROM images WHERE namespace = ? ORDER BY name",  # noqa: S608
-                (namespace,),
-            ).fetchall()
-        )
-        return [image for image in map(_image, rows) if matches(image)]
+        matches, keys = matcher(filters, image_fields), exact(filters, "name")
+
+        def find(connection: sqlite3.Connection) -> builtins.list[Image]:
+            rows = select(connection, columns=_COLUMNS, table="images", key="name", namespace=namespace, keys=keys)
+            return [found for found in map(_image, rows) if matches(found)]
+
+        return await self._records.read(find)
 
     async def create(self, image: Image) -> Image:
         call, namespace = context.current(), context.namespace()

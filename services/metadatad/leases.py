@@ -6,18 +6,20 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, Final
 
 from carina import context, labels
 from carina.errors import AlreadyExists, InvalidArgument, NotFound
-from carina.filters import matcher
+from carina.filters import exact, matcher
 from carina.leases import Lease, Resource
 from carina.leases.fields import fields
 from carina.sqlite import now, to_time
 from metadatad import edges, namespaces
-from metadatad.columns import moment, pack, unpack, validate_name
+from metadatad.columns import moment, pack, select, unpack, validate_name
 from metadatad.records import Records, Transaction
 
-TYPES = ("content", "ingests", "images")
+TYPES: Final = ("content", "ingests", "images")
+_COLUMNS: Final = "id, labels, created_at"
 
 
 def hold(connection: sqlite3.Connection, namespace: str, lease: str | None, resource: Resource) -> None:
@@ -107,14 +109,13 @@ class Leases:
 
     async def list(self, filters: Sequence[str] = ()) -> builtins.list[Lease]:
         namespace = context.namespace()
-        matches = matcher(filters, fields)
-        rows = await self._records.read(
-            lambda connection: connection.execute(
-                "SELECT id, labels, created_at FROM leases WHERE namespace = ? ORDER BY id", (namespace,)
-            ).fetchall()
-        )
-        leases = (Lease(id=id, labels=unpack(stored), created_at=to_time(created)) for id, stored, created in rows)
-        return [lease for lease in leases if matches(lease)]
+        matches, keys = matcher(filters, fields), exact(filters, "id")
+
+        def find(connection: sqlite3.Connection) -> builtins.list[Lease]:
+            rows = select(connection, columns=_COLUMNS, table="leases", key="id", namespace=namespace, keys=keys)
+            return [found for found in map(_lease, rows) if matches(found)]
+
+        return await self._records.read(find)
 
     async def add_resource(self, id: str, resource: Resource) -> None:
         namespace = context.namespace()
@@ -134,7 +135,7 @@ class Leases:
     async def resources(self, id: str) -> Sequence[Resource]:
         namespace = context.namespace()
 
-        def select(connection: sqlite3.Connection) -> builtins.list[Resource]:
+        def held(connection: sqlite3.Connection) -> builtins.list[Resource]:
             _get(connection, namespace, id)
             rows = connection.execute(
                 "SELECT type, id FROM lease_resources WHERE namespace = ? AND lease = ? ORDER BY type, id",
@@ -142,13 +143,17 @@ class Leases:
             )
             return [Resource(type=type, id=id) for type, id in rows]
 
-        return await self._records.read(select)
+        return await self._records.read(held)
 
 
 def discard(connection: sqlite3.Connection, namespace: str, id: str) -> None:
     """Remove a lease's rows, with what it holds and states."""
     connection.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, id))
     edges.forget(connection, namespace, edges.lease(id))
+
+
+def _lease(row: tuple[Any, ...]) -> Lease:
+    return Lease(id=row[0], labels=unpack(row[1]), created_at=to_time(row[2]))
 
 
 def _find(connection: sqlite3.Connection, namespace: str, id: str) -> Lease | None:

@@ -10,12 +10,22 @@ from carina import context, labels
 from carina.containers import Runtime
 from carina.context import validate_identifier
 from carina.errors import AlreadyExists, InvalidArgument, NotFound
-from carina.filters import matcher
+from carina.filters import exact, matcher
 from carina.sandboxes import Sandbox
 from carina.sandboxes.fields import fields as sandbox_fields
 from carina.sqlite import now, to_time
 from metadatad import edges, namespaces
-from metadatad.columns import moment, pack, pack_values, split, typed, unpack, unpack_values, validate_extensions
+from metadatad.columns import (
+    moment,
+    pack,
+    pack_values,
+    select,
+    split,
+    typed,
+    unpack,
+    unpack_values,
+    validate_extensions,
+)
 from metadatad.records import Records, Transaction
 
 MUTABLE: Final = ("labels", "extensions", "spec", "runtime")
@@ -36,14 +46,13 @@ class Sandboxes:
 
     async def list(self, filters: Sequence[str] = ()) -> builtins.list[Sandbox]:
         namespace = context.namespace()
-        matches = matcher(filters, sandbox_fields)
-        rows = await self._records.read(
-            lambda connection: connection.execute(
-                f"SELECT {_COLUMNS} FROM sandboxes WHERE namespace = ? ORDER BY id",  # noqa: S608
-                (namespace,),
-            ).fetchall()
-        )
-        return [sandbox for sandbox in map(_sandbox, rows) if matches(sandbox)]
+        matches, keys = matcher(filters, sandbox_fields), exact(filters, "id")
+
+        def find(connection: sqlite3.Connection) -> builtins.list[Sandbox]:
+            rows = select(connection, columns=_COLUMNS, table="sandboxes", key="id", namespace=namespace, keys=keys)
+            return [found for found in map(_sandbox, rows) if matches(found)]
+
+        return await self._records.read(find)
 
     async def create(self, sandbox: Sandbox) -> Sandbox:
         namespace = context.namespace()

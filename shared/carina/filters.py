@@ -87,6 +87,20 @@ def matcher(filters: Sequence[str], adaptor_of: Callable[[T], Adaptor]) -> Match
     return lambda item: holds(adaptor_of(item))
 
 
+def exact(filters: Sequence[str], field: str) -> list[str] | None:
+    """The values of which a field must have one for anything to match; None where the filters leave it open.
+
+    A store looks these up instead of reading everything. Raises as `compile` does.
+    """
+    values = set()
+    for text in filters:
+        wanted = [one.value for one in parse(text) if one.path == (field,) and one.operator is Operator.EQUAL]
+        if not wanted:
+            return None
+        values.add(wanted[0])
+    return sorted(values) if filters else None
+
+
 def adaptor(fields: Fields) -> Adaptor:
     """Read fields from nested maps; below a map of labels, the rest of the path joined with dots is the label."""
 

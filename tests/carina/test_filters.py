@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carina.errors import InvalidArgument
-from carina.filters import Adaptor, adaptor, compile, parse
+from carina.filters import Adaptor, adaptor, compile, exact, parse
 
 CORPUS = {
     "a": {"name": "foo", "labels": {"foo": "true"}},
@@ -95,6 +95,24 @@ def test_refusals(text: str, position: int) -> None:
     """What is no filter is refused with the position of the mistake."""
     with pytest.raises(InvalidArgument, match=f"at position {position}:"):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ([], None),
+        (["name==a"], ["a"]),
+        (["name==b,labels.x", "labels.y,name==a"], ["a", "b"]),
+        (["name==a", "labels.x"], None),
+        (["name~=a"], None),
+        (["name!=a"], None),
+        ([""], None),
+        (["name.x==a"], None),
+    ],
+)
+def test_exact_values(filters: list[str], expected: list[str] | None) -> None:
+    """Where every filter asks for a value of a field, those values can be looked up."""
+    assert exact(filters, "name") == expected
 
 
 def test_pathological_expression_is_harmless() -> None:
