@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.metadata import CountingCollector
 
 from carina.containers import TypedValue
 from carina.events import Envelope
 from carina.sqlite import open_database
 from metadatad import namespaces
 from metadatad.records import TRIM_EVERY, Records, Transaction
+from support.metadata import CountingCollector
 
 PAYLOAD = TypedValue("x", b"")
 
