@@ -11,7 +11,6 @@ import errno
 import logging
 import os
 import stat
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -44,7 +43,7 @@ class Directories:
     @contextlib.contextmanager
     def making(self, number: int) -> Iterator[Path]:
         """A temporary directory's path for snapshot `number`, which no sweep touches during the block."""
-        temporary = f"{_NEW}{number}"
+        temporary = _unique(f"{_NEW}{number}")
         names = {temporary, str(number)}
         self._making |= names
         try:
@@ -85,8 +84,13 @@ class Directories:
             await in_thread(_free, self._folder, sorted(set(names) - making - ids))
 
 
+def _unique(name: str) -> str:
+    """What an earlier process left may have the same name."""
+    return f"{name}-{os.urandom(6).hex()}"
+
+
 def _set_aside(path: Path) -> Path | None:
-    target = path.with_name(f"{_REMOVED}{path.name}-{time.monotonic_ns()}")
+    target = path.with_name(_unique(f"{_REMOVED}{path.name}"))
     try:
         path.rename(target)
     except FileNotFoundError:
@@ -143,7 +147,7 @@ def _empty(directory: int, top: int, *, depth: int) -> bool:
             os.unlink(name, dir_fd=directory)
             continue
         if depth == _DEPTH:
-            os.rename(name, f"deep-{time.monotonic_ns()}", src_dir_fd=directory, dst_dir_fd=top)
+            os.rename(name, _unique("deep"), src_dir_fd=directory, dst_dir_fd=top)
             return False
         try:
             os.rmdir(name, dir_fd=directory)
