@@ -271,7 +271,10 @@ class Applier:
 
 def cleaned(name: bytes) -> bytes:
     """The name relative to the root, without empty components, `.` and `..`; empty for the root itself."""
-    if b"/." not in name and b"//" not in name and name[:1] not in (b".", b"/") and name[-1:] != b"/":
+    if name.startswith(b"./"):
+        name = name[2:]
+    name = name.strip(b"/")
+    if b"/." not in name and b"//" not in name and not name.startswith(b"."):
         return name
     parts: list[bytes] = []
     for part in name.split(b"/"):
