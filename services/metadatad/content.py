@@ -6,8 +6,8 @@ manifests again and again. Bytes are kept by digest, and given only to a namespa
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Protocol, Self, runtime_checkable
+from dataclasses import replace
+from typing import Final, Self
 
 from carina import context
 from carina.aio.finish import finish
@@ -17,6 +17,7 @@ from carina.content.fields import status_fields
 from carina.digest import Digest
 from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, Unimplemented
 from carina.filters import matcher
+from carina.lane import Token, TokenLane
 from carina.leases import Resource
 from metadatad import blobs, leases, rpc, tombstones
 from metadatad.blobs import Ingest
@@ -30,27 +31,6 @@ from metadatad.records import Records, Transaction
 SMALL: Final = 64 * 1024
 """Blobs up to this size are read whole and kept in memory."""
 PAGE: Final = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    """Where and with what a descriptor is to be had, once."""
-
-    address: str
-    token: bytes
-    size: int = 0
-    """Bytes in the blob, or bytes that the ingest holds already."""
-
-
-@runtime_checkable
-class TokenLane(Protocol):
-    """The descriptor lane as services hand it on: tokens instead of descriptors."""
-
-    async def blob_token(self, digest: Digest) -> Token: ...
-
-    async def ingest_token(
-        self, ref: str, *, total: int = 0, expected: Digest | None = None, offset: int | None = None
-    ) -> Token: ...
 
 
 class NamespacedContentStore:

@@ -1,22 +1,33 @@
 """The composition root: opens the database, builds the stores on it, serves them until the process is to end."""
 
+import asyncio
+import contextlib
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
+from carina.backends.server import PluginsService
 from carina.config import socket_path
 from carina.containers.server import ContainersService
+from carina.content.server import ContentService
 from carina.events.server import EventsService
+from carina.gc.server import GCService
 from carina.images.server import ImagesService
 from carina.introspection.server import IntrospectionService
+from carina.lane.server import TokenLaneService
 from carina.leases.server import LeasesService
 from carina.namespaces.server import NamespacesService
+from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
 from carina.sandboxes.server import SandboxesService
+from carina.snapshots.server import SnapshotsService
 from carina.sqlite import open_database
 from metadatad import rpc
+from metadatad.backends import Registry, open_registry
+from metadatad.collector import Collector
 from metadatad.config import Config
 from metadatad.containers import Containers
 from metadatad.events import Events, Exchange
@@ -32,14 +43,27 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
     await in_thread(_make_directories, config.root, socket_path(config.address).parent)
     exchange = Exchange(rpc.event_field, max_waiting=config.events_waiting)
-    async with open_database(config.database, "metadatad") as database:
+    async with contextlib.AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(config.database, "metadatad"))
         records = Records(database, deliver=exchange.deliver, keep_events=config.events_kept)
-        handlers = record_handlers(records, exchange)
-        handlers.append(IntrospectionService(Plugins(database=config.database)))
-        async with serve_rpc(config.address, handlers, name="metadatad"):
+        registry = await stack.enter_async_context(open_registry(records, config.constellation, config.backends))
+        collector = Collector(records, registry, schedule=config.gc, changed=registry.content.changed)
+        records.attach(collector)
+        handlers = record_handlers(records, exchange) + backend_handlers(registry, collector)
+        handlers.append(IntrospectionService(Plugins(database=config.database, registry=registry)))
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        working = [
+            tasks.create_task(collector.serve(), name="collector"),
+            tasks.create_task(registry.serve(), name="back ends"),
+        ]
+        async with serve_rpc(config.address, handlers, name="metadatad") as listener:
+            registry.on_health = functools.partial(_health, listener, collector)
+            await registry.list()
             lifetime.ready()
             await lifetime.stopped()
             exchange.close()
+        for task in working:
+            task.cancel()
 
 
 def record_handlers(records: Records, exchange: Exchange) -> list[Any]:
@@ -52,6 +76,23 @@ def record_handlers(records: Records, exchange: Exchange) -> list[Any]:
         SandboxesService(Sandboxes(records)),
         EventsService(Events(records, exchange)),
     ]
+
+
+def backend_handlers(registry: Registry, collector: Collector) -> list[Any]:
+    """The services that work on back ends."""
+    return [
+        ContentService(registry.content),
+        TokenLaneService(registry.content),
+        SnapshotsService(registry.snapshotter),
+        PluginsService(registry),
+        GCService(collector),
+    ]
+
+
+def _health(listener: Listener, collector: Collector, name: str, serving: bool) -> None:
+    listener.health.set(name, serving)
+    if serving:  # what could not be removed while it was away can be now
+        collector.mutated(deletion=True)
 
 
 def _make_directories(root: Path, state: Path) -> None:
