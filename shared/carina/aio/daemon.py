@@ -59,17 +59,18 @@ def run(name: str, main: Callable[[Lifetime], Awaitable[None]], *, level: int = 
 def _run(name: str, main: Callable[[Lifetime], Awaitable[None]], level: int) -> int:
     setproctitle(name)
     start_log(name, level)
+    status = 0
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_supervise(name, main))
     except* CarinaError as group:
         for error in _leaves(group):
-            log.error("%s", error)  # noqa: TRY400 - one clear line; where it was raised tells an operator nothing
-        return 1
+            log.error("%s", error)
+        status = 1
     except* Exception:
         log.exception("ended by an unexpected error")
-        return 1
-    return 0
+        status = 1
+    return status
 
 
 async def _supervise(name: str, main: Callable[[Lifetime], Awaitable[None]]) -> None:
