@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from carina.errors import InvalidArgument
 
-_COMPONENT: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_COMPONENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _ARCHITECTURES: Final = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
