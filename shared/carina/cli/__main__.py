@@ -70,7 +70,7 @@ def carina(ctx: click.Context, address: str | None, namespace: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every failure is one sentence on standard error and an exit status.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `run` and `tasks exec` pass on the process's own.
+    Exit status: 0 done, 1 failed, 2 wrong usage, 70 a bug of ours, 130 interrupted; `run` and `tasks exec` pass on the process's own.
     """
     status: Any
     try:
@@ -89,6 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read our output has gone; nothing is left to be said to anybody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except Exception as error:
+        if os.environ.get("CARINA_DEBUG"):
+            raise
+        click.echo(f"carina: a bug: {type(error).__name__}: {error} (CARINA_DEBUG=1 shows where)", err=True)
+        status = 70
     sys.exit(status if isinstance(status, int) else 0)
 
 
