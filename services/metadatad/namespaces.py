@@ -8,7 +8,7 @@ from carina import labels
 from carina.context import validate_identifier
 from carina.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from carina.namespaces import Namespace
-from metadatad import rpc
+from metadatad import rpc, tombstones
 from metadatad.columns import pack, unpack
 from metadatad.records import Records, Transaction
 
@@ -86,12 +86,14 @@ class Namespaces:
             rest = _contents(connection, name)
             if rest:
                 raise FailedPrecondition(f"namespace {name!r} must be empty, but it still has {', '.join(rest)}")
-            # Leases of an empty namespace hold nothing: they go along, as in containerd.
+            # Leases hold nothing there, and ingests are unfinished: both go along, as in containerd.
+            _bury_ingests(connection, name)
             connection.execute("DELETE FROM leases WHERE namespace = ?", (name,))
             connection.execute("DELETE FROM edges WHERE namespace = ?", (name,))
             connection.execute("DELETE FROM pins WHERE namespace = ?", (name,))
             connection.execute("DELETE FROM namespaces WHERE name = ?", (name,))
             transaction.emit(name, "/namespaces/delete", rpc.namespace_delete(name))
+            transaction.deletion = True
 
         await self._records.write(remove)
 
@@ -103,17 +105,23 @@ def _find(connection: sqlite3.Connection, name: str) -> Namespace | None:
 
 def _contents(connection: sqlite3.Connection, name: str) -> list[str]:
     """What keeps a namespace from being deleted, in words."""
-    rest = []
-    for table, noun in (("images", "images"), ("blobs", "blobs"), ("containers", "containers")):
-        if connection.execute(f"SELECT 1 FROM {table} WHERE namespace = ? LIMIT 1", (name,)).fetchone():  # noqa: S608
-            rest.append(noun)
+    rest = [
+        table
+        for table in ("images", "blobs", "containers", "sandboxes")
+        if connection.execute(f"SELECT 1 FROM {table} WHERE namespace = ? LIMIT 1", (name,)).fetchone()  # noqa: S608
+    ]
     snapshotters = connection.execute(
         "SELECT snapshotter FROM snapshots WHERE namespace = ?1 UNION SELECT snapshotter FROM intents "
         "WHERE namespace = ?1 ORDER BY 1",
         (name,),
     )
     rest += [f'snapshots on "{snapshotter}" snapshotter' for (snapshotter,) in snapshotters]
-    for table, noun in (("sandboxes", "sandboxes"), ("ingests", "ingests")):
-        if connection.execute(f"SELECT 1 FROM {table} WHERE namespace = ? LIMIT 1", (name,)).fetchone():  # noqa: S608
-            rest.append(noun)
     return rest
+
+
+def _bury_ingests(connection: sqlite3.Connection, name: str) -> None:
+    query = "DELETE FROM ingests WHERE namespace = ? RETURNING backend_ref, expected, shared"
+    for backend_ref, expected, shared in connection.execute(query, (name,)).fetchall():
+        tombstones.bury_ingest(connection, backend_ref)
+        if shared:
+            tombstones.bury_content(connection, expected, 0)

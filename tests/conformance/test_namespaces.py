@@ -10,6 +10,8 @@ from carina.containers import Container, Runtime, TypedValue
 from carina.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from carina.leases import Lease
 from carina.namespaces import Namespace
+from metadatad.namespaces import ensure
+from metadatad.records import Transaction
 from support.metadata import Stores, stores
 
 
@@ -102,3 +104,18 @@ async def test_leases_go_with_their_namespace(metadata: Stores) -> None:
     await metadata.namespaces.delete("a")
     with context.within(namespace="a"):
         assert await metadata.leases.list() == []
+
+
+async def test_unfinished_ingests_go_with_their_namespace(metadata: Stores) -> None:
+    """Ingests don't keep a namespace; the back end is to remove what they wrote."""
+
+    def begin(transaction: Transaction) -> None:
+        ensure(transaction.connection, "a")
+        transaction.connection.execute(
+            "INSERT INTO ingests (namespace, ref, backend_ref, started_at, updated_at) VALUES ('a', 'r', 'a/1/r', 1, 1)"
+        )
+
+    await metadata.records.write(begin)
+    await metadata.namespaces.delete("a")
+    buried = await metadata.records.read(lambda c: c.execute("SELECT type, key FROM tombstones").fetchall())
+    assert buried == [("ingest", "a/1/r")]
