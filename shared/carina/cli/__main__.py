@@ -70,7 +70,8 @@ def carina(ctx: click.Context, address: str | None, namespace: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every failure is one sentence on standard error and an exit status.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage, 70 a bug of ours, 130 interrupted; `run` and `tasks exec` pass on the process's own.
+    Exit status: 0 done, 1 failed, 2 wrong usage, 70 a bug of ours, 130 interrupted;
+    `run` and `tasks exec` pass on the process's own.
     """
     status: Any
     try:
