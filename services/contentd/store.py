@@ -57,7 +57,7 @@ class LocalContentStore:
     """Blobs and ingests in a directory that this process owns while the store is entered (`async with`)."""
 
     def __init__(self, path: Path | str, *, expire: timedelta = EXPIRY) -> None:
-        self._layout = Layout(os.path.abspath(path))
+        self._layout = Layout(str(Path(path).absolute()))
         self._expire = expire
         self._digests = KeyedLock("content")
         self._flush = Flush()

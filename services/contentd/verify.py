@@ -26,7 +26,7 @@ def damaged(root: Path, *, quarantine: bool = False) -> Iterator[Damage]:
     Raises:
         NotFound: there is no store in this directory.
     """
-    layout = Layout(os.path.abspath(root))
+    layout = Layout(str(root.absolute()))
     if not os.path.isdir(layout.blobs("sha256")):
         raise NotFound(f"there is no content store in {layout.root}")
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="verify") as pool:
