@@ -118,6 +118,8 @@ class SnapshotterSuite:
     """False where a directory of a lower layer can't be renamed (overlayfs without redirect_dir)."""
     rebases = False
     """Whether a parent may be named at commit."""
+    layers = 128
+    """Height of a stack that it bears."""
 
     @pytest.fixture(autouse=True)
     def plain_umask(self) -> Any:
@@ -468,11 +470,11 @@ class SnapshotterSuite:
     async def test_many_layers_are_mounted(
         self, snapshotter: Snapshotter, name: Callable[[str], str], tmp_path: Path
     ) -> None:
-        """128 of them, which for overlayfs make more options than fit a page."""
+        """128 of them, where layers are mounted, make more options than fit a page."""
         flat = tmp_path / "flat"
         flat.mkdir(mode=0o755)
         layers: list[list[Change]] = [[write("bottom", "bottom"), mkdir("addhere"), mkdir("onlyme"), write("onlyme/0")]]
-        for number in range(1, 128):
+        for number in range(1, self.layers):
             only = [remove("onlyme"), mkdir("onlyme"), write(f"onlyme/{number}")]
             layers.append([write("overwriteme", str(number)), write(f"addhere/{number}", "same"), *only])
         parent = ""

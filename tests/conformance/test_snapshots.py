@@ -2,9 +2,6 @@
 
 import asyncio
 import contextlib
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,24 +15,7 @@ from snapshotd.drivers import Driver
 from snapshotd.native import Native
 from snapshotd.overlay import Overlay
 from snapshotd.snapshotter import Settings, open_snapshotter
-
-DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "copysnapshotter.py"
-
-
-@contextlib.contextmanager
-def running(socket: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process that serves on `socket`, until the end of the block."""
-    process = subprocess.Popen([sys.executable, *arguments], cwd="/")
-    try:
-        end = time.monotonic() + 20
-        while not socket.exists():
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        yield process
-    finally:
-        process.terminate()
-        process.wait(20)
+from support.snapshots import demo, snapshotd
 
 
 @contextlib.asynccontextmanager
@@ -61,15 +41,14 @@ async def local(root: Path, driver: Driver) -> AsyncIterator[Snapshotter]:
 @pytest.fixture(scope="module")
 def overlay_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     base = tmp_path_factory.mktemp("overlayfs")
-    socket = base / "snapshotd-overlayfs.sock"
-    with running(socket, "-m", "snapshotd", "--root", str(base / "root"), "--state", str(base)):
-        yield socket
+    with snapshotd(base):
+        yield base / "snapshotd-overlayfs.sock"
 
 
 @pytest.fixture(scope="module")
 def demo_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     base = tmp_path_factory.mktemp("demo")
-    with running(base / "demo.sock", str(DEMO), str(base / "trees"), str(base / "demo.sock")):
+    with demo(base):
         yield base / "demo.sock"
 
 
@@ -84,6 +63,8 @@ class TestOverlay(SnapshotterSuite):
 
 
 class TestNative(SnapshotterSuite):
+    layers = 32
+
     @pytest.fixture
     async def snapshotter(self, tmp_path: Path) -> AsyncIterator[Snapshotter]:
         async with local(tmp_path / "root", Native()) as snapshotter:
@@ -101,6 +82,8 @@ class TestOverlayOverSocket(SnapshotterSuite):
 
 
 class TestDemoPlugin(SnapshotterSuite):
+    layers = 32
+
     @pytest.fixture
     async def snapshotter(self, demo_daemon: Path) -> AsyncIterator[Snapshotter]:
         async with remote(demo_daemon) as snapshotter:
