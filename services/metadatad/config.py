@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from carina.config import Config as Constellation
 from carina.errors import InvalidArgument
-from metadatad import backends
+from metadatad.backends import Settings
 from metadatad.collector import Schedule
 from metadatad.edges import parse_duration
 
@@ -27,7 +27,7 @@ class Config:
     """Events in the log; older ones are trimmed."""
     events_waiting: int = 4096
     """Events that may wait for one subscriber before it is cut off."""
-    backends: backends.Settings = field(default_factory=backends.Settings)
+    backends: Settings = field(default_factory=Settings)
     gc: Schedule = field(default_factory=Schedule)
 
     @property
@@ -56,7 +56,7 @@ def read(constellation: Constellation) -> Config:
     )
 
 
-def _backends(table: Mapping[str, Any]) -> backends.Settings:
+def _backends(table: Mapping[str, Any]) -> Settings:
     policy = table.get("content_sharing_policy", "shared")
     if policy not in {"shared", "isolated"}:
         raise InvalidArgument(f"metadata.content_sharing_policy {policy!r} is neither shared nor isolated")
@@ -64,7 +64,7 @@ def _backends(table: Mapping[str, Any]) -> backends.Settings:
     if not isinstance(content, str):
         raise InvalidArgument("metadata.content must be the name of a proxy plugin")
     seconds = {key: _amount(table[key], f"metadata.{key}") for key in _SECONDS if key in table}
-    return backends.Settings(shared=policy == "shared", content=content, **seconds)
+    return Settings(shared=policy == "shared", content=content, **seconds)
 
 
 def _schedule(table: Any) -> Schedule:

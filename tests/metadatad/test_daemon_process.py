@@ -66,7 +66,7 @@ def test_ctr_namespaces(metadatad: Process) -> None:
     assert metadatad.ctr("namespaces", "label", "foo", "x=y", "a=").returncode == 0
     assert metadatad.ctr("namespaces", "ls").stdout.split() == ["NAME", "LABELS", "foo", "x=y"]
     assert metadatad.ctr("namespaces", "remove", "foo").stdout.strip() == "foo"
-    assert "not found" in metadatad.ctr("namespaces", "remove", "foo").stderr
+    assert metadatad.ctr("namespaces", "ls", "-q").stdout == ""
 
 
 def test_ctr_leases(metadatad: Process) -> None:
