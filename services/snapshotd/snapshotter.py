@@ -27,6 +27,7 @@ from carina.linux.filesystem import sync_directory, sync_filesystem
 from carina.linux.usage import measure
 from carina.mount import Mount
 from carina.snapshots import Info, Kind, Usage
+from carina.snapshots.fields import fields as filter_fields
 from snapshotd.drivers import Driver, tree
 from snapshotd.records import Chain, Record, Records, open_records
 from snapshotd.removal import Directories
@@ -103,7 +104,7 @@ class LocalSnapshotter:
         return self._shown(await self._records.update(replace(info, labels=labels), fields))
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
-        matches = filtering.matcher(filters, _fields)
+        matches = filtering.matcher(filters, filter_fields)
         last = ""
         while page := await self._records.page(last):
             for record in page:
@@ -205,12 +206,6 @@ def _sync(path: Path) -> None:
         sync_filesystem(path)
     except OSError as error:
         raise translated(error, f"writing {path} to the disk") from error
-
-
-def _fields(info: Info) -> filtering.Adaptor:
-    return filtering.adaptor(
-        {"name": info.name, "parent": info.parent, "kind": info.kind.name.lower(), "labels": info.labels}
-    )
 
 
 def _make_directories(root: Path) -> Path:

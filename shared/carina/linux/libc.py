@@ -25,4 +25,9 @@ def call(function: str, *arguments: object) -> int:
 
 def syscall(number: int, *arguments: object) -> int:
     """Like `call`, for system calls that the C library has no function for."""
-    return call("syscall", ctypes.c_long(number), *arguments)
+    return call("syscall", ctypes.c_long(number), *map(_whole, arguments))
+
+
+def _whole(argument: object) -> object:
+    """A variadic function reads whole registers: ctypes would fill only half of one for an int."""
+    return ctypes.c_long(argument) if isinstance(argument, int) else argument

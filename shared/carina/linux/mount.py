@@ -6,7 +6,6 @@ Everything here blocks: call it in a thread.
 import contextlib
 import errno
 import os
-import struct
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,13 @@ from typing import Final
 from carina.errors import CarinaError, FailedPrecondition
 from carina.linux import fsmount, mount_options
 from carina.linux.errnos import translated
-from carina.linux.libc import call, syscall
+from carina.linux.libc import call
+from carina.linux.openat2 import open_in_root
 from carina.mount import Mount
 
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 _CLONE_NEWNS: Final = 0x00020000
-_OPENAT2: Final = 437
-_RESOLVE_IN_ROOT: Final = 0x10
-_RESOLVE_NO_MAGICLINKS: Final = 0x02
 _PAGE: Final = 4096
 _KEPT: Final = (
     mount_options.NOSUID | mount_options.NODEV | mount_options.NOEXEC | mount_options.NOATIME | mount_options.NODIRATIME
@@ -169,7 +166,7 @@ def _place(mount: Mount, target: str | Path) -> Iterator[str]:
     except OSError as error:
         raise translated(error, f"mount target {target}") from error
     try:
-        descriptor = _open_inside(root, mount.target)
+        descriptor = open_in_root(root, os.fsencode(mount.target), os.O_PATH)
     except OSError as error:
         raise translated(error, f"mount target {mount.target} in {target}") from error
     finally:
@@ -178,12 +175,6 @@ def _place(mount: Mount, target: str | Path) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
-
-
-def _open_inside(root: int, path: str) -> int:
-    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-    # struct open_how: flags, mode, resolve.
-    return syscall(_OPENAT2, root, os.fsencode(path), how, len(how))
 
 
 def _undo(mounts: Sequence[Mount], target: str | Path, *, detach: bool) -> None:

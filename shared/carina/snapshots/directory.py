@@ -23,6 +23,7 @@ from carina.errors import AlreadyExists, FailedPrecondition, InvalidArgument, No
 from carina.linux.usage import measure
 from carina.mount import Mount
 from carina.snapshots import Info, Kind, Usage
+from carina.snapshots.fields import fields as filter_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +99,7 @@ class DirectorySnapshotter:
         return changed
 
     async def walk(self, filters: Sequence[str] = ()) -> AsyncIterator[Info]:
-        matches = filtering.matcher(filters, _fields)
+        matches = filtering.matcher(filters, filter_fields)
         for row in sorted(self._rows.values(), key=lambda row: row.info.name):
             if matches(row.info):
                 yield row.info
@@ -157,12 +158,6 @@ def _stamped(info: Info) -> Info:
 
 def _kept(labels: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in labels.items() if value}
-
-
-def _fields(info: Info) -> filtering.Adaptor:
-    return filtering.adaptor(
-        {"name": info.name, "parent": info.parent, "kind": info.kind.name.lower(), "labels": info.labels}
-    )
 
 
 def _make_directory(path: Path) -> None:
