@@ -9,6 +9,7 @@ from carina.api.containerd.services.images import v1 as images
 from carina.api.google import protobuf
 from carina.api.message_pool import default_message_pool
 from carina.containers import Container, TypedValue
+from carina.errors import InvalidArgument
 from carina.images import Image
 from carina.namespaces import Namespace
 from carina.rpc.codec import decode, encode
@@ -89,15 +90,18 @@ def event_field(event: TypedValue, path: tuple[str, ...]) -> str | None:
     kind = default_message_pool.url_to_type.get(f"type.googleapis.com/{event.type_url.rpartition('/')[2]}")
     if kind is None:
         return None
-    value: Any = decode(kind, event.value)
+    try:
+        value: Any = decode(kind, event.value)
+    except InvalidArgument:  # whoever published it is to blame, not who filters
+        return None
     for index, part in enumerate(path):
         if isinstance(value, dict):
             value = value.get(".".join(path[index:]))
             break
-        value = getattr(value, part, None)
-        if value is None:
+        if not isinstance(value, betterproto2.Message) or part.startswith("_"):
             return None
-    return str(value) if isinstance(value, (str, int)) and value != "" else None
+        value = getattr(value, part, None)
+    return str(value) if isinstance(value, str | int) and value != "" else None
 
 
 def _event(message: betterproto2.Message) -> TypedValue:

@@ -121,6 +121,19 @@ async def test_filters(metadata: Stores) -> None:
         assert await listener.wait(3) == ["/x", "/z", "/images/create"]
 
 
+async def test_malformed_payload_harms_nobody(tmp_path: Path) -> None:
+    """A payload that is not what its type says matches no filter on its fields, and others get the event."""
+    bad = TypedValue("containerd.events.TaskExit", b"\xff\xff\xff")
+    async with stores(tmp_path, "local") as local:
+        with context.within(namespace="test"):
+            filtered, everything = local.events.subscribe(["event.container_id"]), local.events.subscribe()
+            good = TypedValue("containerd.events.TaskExit", b"\x0a\x01c")
+            await local.events.publish("/tasks/exit", bad)
+            await local.events.publish("/tasks/exit", good)
+            assert [(await anext(everything)).event for _ in range(2)] == [bad, good]
+            assert (await anext(filtered)).event == good
+
+
 async def test_bad_filter(metadata: Stores) -> None:
     """A filter that is not valid is refused."""
     with pytest.raises(InvalidArgument):
