@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from carina.aio.threads import in_thread
 from carina.errors import NotFound, Unavailable
 from carina.linux.errnos import translated
 
@@ -91,8 +92,8 @@ async def run(
         Unavailable: it took longer than `seconds`; it and what it started have been killed.
         CarinaError: it can't be executed.
     """
+    source = await in_thread(_memory, stdin) if stdin else asyncio.subprocess.DEVNULL
     out, err = _Pipe(), _Pipe()
-    source = _memory(stdin)
     try:
         try:
             process = await asyncio.create_subprocess_exec(
@@ -118,7 +119,8 @@ async def run(
                 await err.ended.wait()
         return Output(status=status, stdout=bytes(out.data), stderr=bytes(err.data))
     finally:
-        os.close(source)
+        if source >= 0:
+            os.close(source)
         out.close()
         err.close()
 

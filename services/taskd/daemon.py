@@ -1,12 +1,17 @@
 """The composition root: opens everything in the order in which it depends on the rest."""
 
 import asyncio
+import contextlib
 import logging
 import resource
 import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
 
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
+from carina.containers import ContainerStore
 from carina.containers.client import RemoteContainerStore
 from carina.events.client import RemoteEventService
 from carina.rpc.client import connect
@@ -14,16 +19,16 @@ from carina.rpc.server import serve as serve_rpc
 from carina.sqlite import open_database
 from carina.sqlite.migrations import migrations
 from carina.tasks.server import TasksService
-from carina.ttrpc.server import serve as serve_ttrpc
+from carina.ttrpc.server import serve as serve_events
 from taskd.config import Config
-from taskd.outbox import Outbox
+from taskd.outbox import Outbox, Sink
 from taskd.reconcile import reconcile
 from taskd.registry import Registry
 from taskd.rpc import IntrospectionService, event_handlers
 from taskd.shim import Launcher
 from taskd.tasks import Tasks
 
-_FLUSH_SECONDS = 2.0
+_FLUSH_SECONDS: Final = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -45,31 +50,49 @@ def prepare(config: Config) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    tasks: Tasks
+    introspection: IntrospectionService
+    registry: Registry
+
+
+@contextlib.asynccontextmanager
+async def opened(config: Config, containers: ContainerStore, events: Sink) -> AsyncIterator[Opened]:
+    """Tasks without a socket of their own; only the events of shims come in by one."""
+    await in_thread(prepare, config)
+    scripts = await in_thread(migrations, "taskd")
+    async with open_database(config.root / "outbox.db", scripts) as database:
+        outbox = Outbox(database, events)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(outbox.forward(), name="forward events")
+                launcher = Launcher(config=config)
+                registry = Registry(config, launcher, outbox, group)
+                # Shims connect to the events' socket when they start, also for `delete`: it comes first.
+                async with serve_events(config.events_socket, event_handlers(registry.record)):
+                    await reconcile(registry, outbox)
+                    yield Opened(
+                        tasks=Tasks(registry, containers),
+                        introspection=IntrospectionService(config, launcher),
+                        registry=registry,
+                    )
+                await outbox.flush(_FLUSH_SECONDS)
+                await registry.close()
+                raise _Stop
+        except* _Stop:
+            log.info("stopped; shims and containers go on")
+
+
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Serve until the process is asked to end. Shims and containers go on."""
-    await in_thread(prepare, config)
     channel = connect(config.metadata)
     try:
-        async with open_database(config.root / "outbox.db", migrations("taskd")) as database:
-            outbox = Outbox(database, RemoteEventService(channel))
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(outbox.forward(), name="forward events")
-                    launcher = Launcher(config=config)
-                    registry = Registry(config, launcher, outbox, group)
-                    tasks = Tasks(registry, RemoteContainerStore(channel))
-                    handlers = [TasksService(tasks), IntrospectionService(config, launcher)]
-                    # Shims connect to the events' socket when they start, also for `delete`: it comes first.
-                    async with serve_ttrpc(config.events_socket, event_handlers(registry.record)):
-                        await reconcile(registry, outbox)
-                        async with serve_rpc(config.address, handlers, name="taskd"):
-                            lifetime.ready()
-                            await lifetime.stopped()
-                            registry.give_up_waits()
-                    await outbox.flush(_FLUSH_SECONDS)
-                    registry.close()
-                    raise _Stop
-            except* _Stop:
-                log.info("stopped; shims and containers go on")
+        async with opened(config, RemoteContainerStore(channel), RemoteEventService(channel)) as own:
+            handlers = [TasksService(own.tasks), own.introspection]
+            async with serve_rpc(config.address, handlers, name="taskd"):
+                lifetime.ready()
+                await lifetime.stopped()
+                own.registry.give_up_waits()
     finally:
         channel.close()

@@ -61,7 +61,8 @@ class _Follower:
             self._window, self._count = now, 0
         self._count += 1
         if line.strip() and self._count <= _LINES:
-            log.info("shim %s: %s", self._name, line[:MAX_LINE].decode(errors="replace"))
+            level = logging.DEBUG if b"level=info" in line or b"level=debug" in line else logging.WARNING
+            log.log(level, "shim %s: %s", self._name, line[:MAX_LINE].decode(errors="replace"))
 
     def close(self) -> None:
         if self._descriptor >= 0:

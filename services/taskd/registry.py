@@ -247,9 +247,10 @@ class Registry:
             for process in task.processes.values():
                 process.fail(Unavailable(f"task {task.id}: taskd is stopping"))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of everything; shims and containers go on."""
         for task in self.tasks.values():
             task.stop_log()
-        for shim in self._shims.values():
+        for shim in list(self._shims.values()):
             shim.close()
+            await shim.closed()

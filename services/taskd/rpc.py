@@ -128,6 +128,7 @@ async def forward_event(socket: str, envelope: Envelope) -> None:
         await client.call(FORWARD, ForwardRequest(envelope=wired), Empty)
     finally:
         client.close()
+        await client.closed()
 
 
 def _machine() -> types.Platform:

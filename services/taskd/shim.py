@@ -120,6 +120,10 @@ class Shim:
         if self._client is not None:
             self._client.close()
 
+    async def closed(self) -> None:
+        if self._client is not None:
+            await self._client.closed()
+
     async def call(
         self, method: str, request: betterproto2.Message, response: type[M], *, seconds: float | None = None
     ) -> M:

@@ -7,7 +7,7 @@ When the connection is lost, every call on it fails with Unavailable and `lost` 
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import betterproto2
 
@@ -36,6 +36,7 @@ class Client(asyncio.Protocol):
         self._parser = Parser()
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._stream = 1
+        self._ended = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -99,12 +100,16 @@ class Client(asyncio.Protocol):
         return response.payload
 
     def close(self) -> None:
+        """Calls in progress fail with Unavailable."""
         if self._transport is not None:
             self._transport.close()
 
+    async def closed(self) -> None:
+        """Returns when nothing of the connection is left."""
+        await self._ended.wait()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
 
     def data_received(self, data: bytes) -> None:
         for frame in self._parser.feed(data):
@@ -127,6 +132,7 @@ class Client(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._ended.set()
         self._writable.set()
         for answer in self._waiting.values():
             if not answer.done():

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import betterproto2
 
@@ -50,6 +50,15 @@ class _Server:
         self.handlers = handlers
         self.group = group
         self.connections: set[_Connection] = set()
+        self.idle = asyncio.Event()
+
+    async def close(self) -> None:
+        """Close every connection, and wait until nothing of them is left."""
+        for connection in list(self.connections):
+            connection.close()
+        while self.connections:
+            self.idle.clear()
+            await self.idle.wait()
 
     async def answer(self, payload: bytes) -> Response:
         try:
@@ -89,12 +98,12 @@ class _Connection(asyncio.Protocol):
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of that class
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
+        self._server.idle.set()
         self.close()
 
     def close(self) -> None:
@@ -160,6 +169,5 @@ async def serve(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[No
             yield
         finally:
             listener.close()
-            for connection in list(server.connections):
-                connection.close()
+            await server.close()
             await in_thread(_remove, path)

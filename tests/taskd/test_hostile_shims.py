@@ -1,0 +1,77 @@
+"""Shims that hang, lie or die: each costs its own task at the most, and leaves nothing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from carina.errors import CarinaError, Unavailable, Unimplemented
+from support.shim import install
+from support.tasks import World, world
+
+pytestmark = pytest.mark.root
+
+MODES = ("hangs", "garbage", "fails", "nobody", "grpc", "silent", "dies", "nonsense", "oversize", "wordy", "nodelete")
+
+
+@pytest.fixture
+async def carina(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    await asyncio.to_thread(install, tmp_path / "shims", *MODES)
+    monkeypatch.setenv("SHIM_CALLS", str(tmp_path / "calls"))
+    settings = {
+        "start_seconds": 1,
+        "create_seconds": 1,
+        "call_seconds": 1,
+        "cleanup_seconds": 5,
+        "shim_directories": f"['{tmp_path / 'shims'}']",
+    }
+    async with world(**settings) as made, made.local():
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("mode", "error", "text"),
+    [
+        ("hangs", Unavailable, "not finished within 1 s"),
+        ("garbage", CarinaError, "answered no address"),
+        ("fails", CarinaError, "no luck today"),
+        ("nobody", Unavailable, "nobody.sock"),
+        ("grpc", Unimplemented, "speaks grpc version 3"),
+        ("silent", CarinaError, "no answer within"),
+        ("dies", Unavailable, "connection was lost"),
+        ("nonsense", CarinaError, "not a ttrpc response"),
+        ("oversize", CarinaError, "longer than"),
+        ("wordy", CarinaError, "the dog ate it"),
+    ],
+)
+async def test_creation_fails_clean(carina: World, mode: str, error: type[CarinaError], text: str) -> None:
+    """A shim that misbehaves at creation fails it within the time that is set, with words, and leaves nothing."""
+    id = carina.add("true", runtime=f"io.carina.{mode}.v1")
+    started = time.monotonic()
+    with pytest.raises(error, match=text):
+        await carina.tasks.create(id)
+    assert time.monotonic() - started < 6
+    assert not carina.bundle(id).exists()
+    assert await carina.tasks.list() == []
+    assert carina.shims() == []
+    assert carina.events.topics(id) == []
+
+
+async def test_others_are_not_delayed(carina: World) -> None:
+    """While one shim hangs, other tasks are created and run as ever."""
+    stuck = [carina.add("true", runtime="io.carina.hangs.v1") for _ in range(40)]
+    async with asyncio.TaskGroup() as group:
+        creations = [group.create_task(_refused(carina, id)) for id in stuck]
+        await asyncio.sleep(0.2)
+        started = time.monotonic()
+        id = await carina.run("sh", "-c", "exit 4")
+        assert (await carina.tasks.wait(id)).status == 4
+        assert not any(creation.done() for creation in creations) or time.monotonic() - started < 5
+        await carina.tasks.delete(id)
+
+
+async def _refused(carina: World, id: str) -> None:
+    with pytest.raises(CarinaError):
+        await carina.tasks.create(id)
