@@ -1,31 +1,108 @@
 """Channels: gRPC clients over unix sockets that carry the call's context and raise the domain's errors."""
 
 import asyncio
-from typing import Any
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any, Final
 
 import grpclib.client
-from grpclib import GRPCError
-from grpclib.const import Cardinality
-from grpclib.exceptions import ProtocolError, StreamTerminatedError
+from grpclib.const import Cardinality, Status
+from grpclib.exceptions import GRPCError
 from grpclib.metadata import Deadline
 
 from carina import context, errors
 from carina.config import socket_path
-from carina.rpc.codec import Codec
-from carina.rpc.codes import to_domain
+from carina.rpc import codec, codes, metadata
+from carina.rpc.connection import Connection
+from carina.rpc.frames import Code
+from carina.rpc.headers import Headers, Pair
+from carina.rpc.streams import Stream, Terminated
+
+DIAL_SECONDS: Final = 10.0
+"""How long a peer may take to accept a connection and to greet."""
+
+_RESET: Final = {
+    Code.CANCEL: Status.CANCELLED,
+    Code.REFUSED_STREAM: Status.UNAVAILABLE,
+    Code.ENHANCE_YOUR_CALM: Status.RESOURCE_EXHAUSTED,
+    Code.INADEQUATE_SECURITY: Status.PERMISSION_DENIED,
+}
 
 
 def connect(address: str) -> "Channel":
-    """A channel to `unix:///path`; it connects with the first call, and again when the peer was restarted."""
+    """A channel to `unix:///path`; it connects with the first call, and again with the next after a connection broke.
+
+    Raises:
+        InvalidArgument: the address is none.
+    """
     return Channel(address)
 
 
 class Channel(grpclib.client.Channel):
-    def __init__(self, address: str) -> None:
-        super().__init__(path=str(socket_path(address)), codec=Codec())
-        self.address = address
+    """What generated stubs call through. Nothing of grpclib's own implementation is used."""
 
-    def request(
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = str(socket_path(address))
+        self._connection: Connection | None = None
+        self._dialling: asyncio.Lock | None = None
+        self._all: set[Connection] = set()
+
+    def __repr__(self) -> str:
+        return f"Channel({self.address!r})"
+
+    def __del__(self) -> None:
+        """Connections that are left over warn for themselves."""
+
+    def ready(self) -> Connection | None:
+        """The connection, if a call can start on it at once."""
+        connection = self._connection
+        if connection is None or connection.draining or len(connection.streams) >= connection.max_streams:
+            return None
+        return connection
+
+    async def open(self) -> Connection:
+        """A connection on which a call can start now.
+
+        Raises:
+            Unavailable: nobody answers.
+        """
+        while (connection := self.ready()) is None:
+            if self._connection is not None and not self._connection.draining:
+                await self._connection.vacancy()
+                continue
+            self._dialling = self._dialling or asyncio.Lock()
+            async with self._dialling:
+                if self._connection is None or self._connection.draining:
+                    self._connection = await self._dial()
+        return connection
+
+    async def _dial(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(DIAL_SECONDS):
+                _, connection = await loop.create_unix_connection(
+                    lambda: Connection(client=True, ended=self._all.discard), self._socket
+                )
+                assert connection.greeting is not None
+                await connection.greeting
+        except BaseException as error:
+            if connection is not None:
+                connection.abort()
+            if isinstance(error, TimeoutError):
+                raise errors.Unavailable(f"what listens at {self.address} does not answer") from None
+            if isinstance(error, OSError):
+                raise errors.Unavailable(f"nothing answers at {self.address}: {error.strerror or error}") from error
+            raise
+        if connection.closed:
+            raise errors.Unavailable(f"what listens at {self.address} closed the connection")
+        self._all.add(connection)
+        return connection
+
+    def request(  # type: ignore[override]
         self,
         name: str,
         cardinality: Cardinality,
@@ -35,54 +112,203 @@ class Channel(grpclib.client.Channel):
         timeout: float | None = None,
         deadline: Deadline | None = None,
         metadata: Any = None,
-    ) -> "Stream":
+    ) -> "ClientStream":
         call = context.current()
-        headers = list(metadata.items() if isinstance(metadata, dict) else metadata or ())
-        for key, value in (
-            ("containerd-namespace", call.namespace),
-            ("containerd-lease", call.lease),
-            ("traceparent", call.trace),
-        ):
-            if value:
-                headers.append((key, value))
-        remaining = call.remaining
-        if remaining is not None:
-            timeout = remaining if timeout is None else min(timeout, remaining)
-        stream = super().request(
-            name, cardinality, request_type, reply_type, timeout=timeout, deadline=deadline, metadata=headers
-        )
-        stream.__class__ = Stream
-        stream.address = self.address
-        return stream
+        limits = [call.deadline] if call.deadline is not None else []
+        if timeout is not None:
+            limits.append(time.monotonic() + timeout)
+        if deadline is not None:
+            limits.append(time.monotonic() + deadline.time_remaining())
+        limit = min(limits, default=None)
+        return ClientStream(self, name, cardinality, reply_type, call=call, deadline=limit, extra=metadata)
+
+    def close(self) -> None:
+        """Close the connection; calls in flight fail with Unavailable."""
+        for connection in list(self._all):
+            connection.close()
+        self._connection = None
 
 
-class Stream(grpclib.client.Stream[Any, Any]):
-    address: str
+@functools.lru_cache(maxsize=1024)
+def _request(path: str, limit: str | None, pairs: tuple[Pair, ...]) -> Headers:
+    fixed = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", path.encode("ascii")),
+        (b":authority", b"localhost"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        (b"user-agent", b"carina"),
+        (b"grpc-accept-encoding", b"gzip,deflate"),
+    ]
+    if limit is not None:
+        fixed.append((b"grpc-timeout", limit.encode()))
+    return Headers((*fixed, *pairs))
 
-    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+
+class ClientStream(grpclib.client.Stream[Any, Any]):
+    """One call: grpclib's interface over our streams."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        path: str,
+        cardinality: Cardinality,
+        reply_type: Any,
+        *,
+        call: context.Call,
+        deadline: float | None,
+        extra: Any,
+    ) -> None:
+        self._channel = channel
+        self._path = path
+        self._cardinality = cardinality
+        self._reply_type = reply_type
+        self._limit = deadline
+        self._pairs = metadata.context_pairs(call) + (metadata.extra_pairs(extra) if extra else ())
+        self._wire: Stream | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._received = 0
+        self._sender: asyncio.Task[Any] | None = None
+        self.initial_metadata = None
+        self.trailing_metadata = None
+
+    async def __aenter__(self) -> "ClientStream":
+        return self
+
+    async def send_request(self, *, end: bool = False) -> None:
+        limit = None
+        if self._limit is not None:
+            remaining = self._limit - time.monotonic()
+            if remaining <= 0:
+                raise self._late()
+            limit = metadata.timeout(remaining)
+        connection = self._channel.ready() or await self._open()
+        self._wire = Stream(connection)
+        connection.start(self._wire, _request(self._path, limit, self._pairs), end=end)
+        if self._limit is not None:
+            self._timer = connection.loop.call_later(self._limit - time.monotonic(), self._expire)
+
+    async def _open(self) -> Connection:
+        if self._limit is None:
+            return await self._channel.open()
+        timer = asyncio.timeout(self._limit - time.monotonic())
         try:
-            await super().__aexit__(kind, error, trace)
-        except BaseException as raised:
-            translated = self._translate(raised)
-            if translated is raised:
-                raise
-            raise translated from raised
-        if error is not None:
-            translated = self._translate(error)
-            if translated is not error:
-                raise translated from error
+            async with timer:
+                return await self._channel.open()
+        except TimeoutError:
+            raise self._late() from None
 
-    def _translate(self, error: BaseException) -> BaseException:
-        if isinstance(error, errors.CarinaError | asyncio.CancelledError):
-            return error
-        if isinstance(error, GRPCError):
-            return to_domain(error)
-        if isinstance(error, StreamTerminatedError):
-            return errors.Unavailable(f"the connection to {self.address} broke: {error}")
-        if isinstance(error, TimeoutError):
-            return errors.DeadlineExceeded(f"{self._method_name}: no answer from {self.address} in the time given")
-        if isinstance(error, OSError):
-            return errors.Unavailable(f"nothing answers at {self.address}: {error.strerror or error}")
-        if isinstance(error, ProtocolError):
-            return errors.Internal(f"{self._method_name} at {self.address}: {error}")
-        return error
+    def _late(self) -> errors.DeadlineExceeded:
+        return errors.DeadlineExceeded(f"{self._path}: no answer from {self._channel.address} in the time given")
+
+    def _expire(self) -> None:
+        if self._wire is not None and not self._wire.ended:
+            self._wire.fail(self._late())
+            self._wire.reset(Code.CANCEL)
+
+    async def send_message(self, message: Any, *, end: bool = False) -> None:
+        data = codec.encode(message)
+        if self._wire is None:
+            await self.send_request()
+        elif self._cardinality.client_streaming:
+            self._sender = asyncio.current_task()
+        assert self._wire is not None
+        with self._translated():
+            await self._wire.send_message(data, end=end or not self._cardinality.client_streaming)
+
+    async def end(self) -> None:
+        assert self._wire is not None
+        if not self._wire.local_closed:
+            with self._translated():
+                self._wire.end()
+
+    async def recv_initial_metadata(self) -> None:
+        assert self._wire is not None
+        with self._translated():
+            headers = await self._wire.wait_headers()
+            metadata.raise_for_response(headers)
+            if headers.get("grpc-status") is not None:
+                metadata.raise_for_status(headers)
+            self._wire.encoding = headers.get("grpc-encoding")
+
+    async def recv_message(self) -> Any:
+        assert self._wire is not None
+        if self._received == 0:
+            await self.recv_initial_metadata()
+        with self._translated():
+            data = await self._wire.receive()
+        if data is None:
+            return None
+        self._received += 1
+        try:
+            return codec.decode(self._reply_type, data)
+        except errors.InvalidArgument as error:
+            raise errors.Internal(f"{self._path}: the answer from {self._channel.address} is wrong: {error}") from error
+
+    async def recv_trailing_metadata(self) -> None:
+        """Wait for the end of the call. Raises what its status says."""
+        assert self._wire is not None
+        with self._translated():
+            await self._wire.wait_end()
+            self._raise_for_end()
+
+    def _raise_for_end(self) -> None:
+        assert self._wire is not None
+        end = self._wire.trailers or self._wire.headers
+        assert end is not None
+        metadata.raise_for_response(self._wire.headers or end)
+        metadata.raise_for_status(end)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except GRPCError as error:
+            raise codes.to_domain(error) from None
+        except Terminated as error:
+            raise self._translate(error) from None
+
+    def _translate(self, error: Terminated) -> errors.CarinaError:
+        """What the peer said before it cut the stream, or else that it was cut."""
+        assert self._wire is not None
+        try:
+            if self._wire.ended:
+                self._raise_for_end()
+        except GRPCError as said:
+            return codes.to_domain(said)
+        status = Status.UNAVAILABLE if error.code is None else _RESET.get(error.code, Status.INTERNAL)
+        return codes.CLASS_OF[status](f"{self._path}: the call to {self._channel.address} was cut: {error}")
+
+    async def cancel(self) -> None:
+        if self._wire is not None:
+            self._wire.reset(Code.CANCEL)
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None and self._wire is not None:
+                await self.recv_trailing_metadata()
+                if not self._cardinality.server_streaming and not self._received:
+                    raise errors.Internal(f"{self._path}: {self._channel.address} sent no answer")
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._wire is not None and not (self._wire.local_closed and self._wire.remote_closed):
+                self._wire.reset(Code.CANCEL)
+            self._release_sender()
+
+    def _release_sender(self) -> None:
+        """A task that still sends, which generated stubs start and forget, ends with the call."""
+        sender = self._sender
+        if sender is None or sender is asyncio.current_task():
+            return
+        if sender.done():
+            _retrieve(sender)
+        else:
+            sender.cancel()
+            sender.add_done_callback(_retrieve)
+
+
+def _retrieve(task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled():
+        task.exception()

@@ -21,6 +21,14 @@ class Health(HealthBase):
     def __init__(self) -> None:
         self._serving = {"": True}
         self._changed = asyncio.Event()
+        self._over = False
+
+    def end(self) -> None:
+        """Serve nothing any more, and let go of whoever watches."""
+        self._over = True
+        for name in self._serving:
+            self._serving[name] = False
+        self._changed.set()
 
     def set(self, name: str, serving: bool) -> None:
         """Say whether a part, or with the empty name the process, can do its work."""
@@ -48,6 +56,8 @@ class Health(HealthBase):
             if status is not last:
                 yield HealthCheckResponse(status=status)
                 last = status
+            if self._over:
+                return
             await changed.wait()
 
 

@@ -2,35 +2,33 @@
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
-import secrets
-import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Final
 
-import grpclib.server
-from grpclib import GRPCError, Status
-from grpclib.events import RecvRequest, listen
+from grpclib.const import Handler, Status
 
-from carina import errors
+from carina.aio.threads import in_thread
 from carina.config import socket_path
-from carina.context import Call, use
-from carina.rpc.codec import Codec
-from carina.rpc.codes import to_wire
+from carina.errors import CarinaError, InvalidArgument
+from carina.rpc import calls, metadata
+from carina.rpc.client import Channel
+from carina.rpc.connection import Connection
+from carina.rpc.frames import Code
+from carina.rpc.headers import Headers
 from carina.rpc.health import Health, Version
+from carina.rpc.proxy import Relay
+from carina.rpc.sockets import Bound, admits, bind
+from carina.rpc.streams import Stream
 
 log = logging.getLogger(__name__)
 
+Route = Callable[[str], Channel | None]
+"""Method path -> the channel that it is passed on to."""
 
-class Listener:
-    def __init__(self, address: str, health: Health) -> None:
-        self.address = address
-        self.health = health
-        self.calls = 0
-        self.draining = False
+SETTLE_SECONDS: Final = 1.0
+"""How long a peer may take to take notice that we stop, and a cancelled call to end."""
 
 
 @contextlib.asynccontextmanager
@@ -42,88 +40,223 @@ async def serve(
     mode: int = 0o660,
     gid: int | None = None,
     grace: float = 5.0,
-) -> AsyncIterator[Listener]:
-    """Serve `handlers` at `unix:///path` until the block ends, then drain for `grace` seconds at the most."""
-    listener = Listener(address, Health())
-    server = grpclib.server.Server([*handlers, listener.health, Version()], codec=Codec())
-    listen(server, RecvRequest, lambda event: _receive(listener, event))
-    path = str(socket_path(address))
-    bound = _bind(path, mode=mode, gid=gid)
-    await server.start(sock=bound)
+    route: Route | None = None,
+) -> AsyncIterator["Listener"]:
+    """Serve `handlers` at `unix:///path` while the block runs, then drain.
+
+    Health and Version are served as well. A method that no handler has is passed on to the channel that `route` names
+    for its path, undecoded; without one it is answered UNIMPLEMENTED.
+    Draining: nobody connects any more, peers are told to start no new calls, calls in flight have `grace` seconds to
+    end, and what is left is answered UNAVAILABLE. The peer must be root, this process's user, or of the group `gid`.
+
+    Raises:
+        InvalidArgument: the address is none, or its directory does not exist.
+        FailedPrecondition: another process listens there.
+    """
+    listener = Listener(address, handlers, name=name, gid=gid, route=route)
+    bound = await in_thread(bind, socket_path(address), mode=mode, gid=gid)
     try:
-        yield listener
-    finally:
-        listener.draining = True
-        limit = time.monotonic() + grace
-        while listener.calls and time.monotonic() < limit:
-            await asyncio.sleep(0.01)
-        server.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                await server.wait_closed()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def _bind(path: str, *, mode: int, gid: int | None) -> socket.socket:
-    directory = os.path.dirname(path)
-    if not os.path.isdir(directory):
-        raise errors.NotFound(f"directory {directory} of socket {path} does not exist")
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(path)
-            except OSError:
-                pass
-            else:
-                raise errors.FailedPrecondition(f"socket {path} is in use by another process")
-        temporary = f"{path}.{secrets.token_hex(2)}"[:107]
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        made.bind(temporary)
-        os.chmod(temporary, mode)
-        if gid is not None:
-            os.chown(temporary, -1, gid)
-        made.listen(128)
-        made.setblocking(False)
-        os.rename(temporary, path)
-        os.unlink(f"{path}.lock")
-    return made
-
-
-async def _receive(listener: Listener, event: RecvRequest) -> None:
-    method = event.method_func
-    metadata = event.metadata
-    deadline = event.deadline
-    call = Call(
-        namespace=_text(metadata.get("containerd-namespace")),
-        lease=_text(metadata.get("containerd-lease")),
-        trace=_text(metadata.get("traceparent")),
-        deadline=time.monotonic() + deadline.time_remaining() if deadline else None,
-    )
-    if listener.draining:
-        raise GRPCError(Status.UNAVAILABLE, "the service is stopping")
-
-    async def handle(stream: Any) -> None:
-        listener.calls += 1
+        server = await asyncio.get_running_loop().create_unix_server(listener.connect, sock=bound.sock, backlog=1024)
         try:
-            with use(call):
-                await method(stream)
-        except (GRPCError, asyncio.CancelledError):
-            raise
-        except errors.CarinaError as error:
-            raise to_wire(error) from error
-        except TimeoutError as error:
-            raise GRPCError(Status.DEADLINE_EXCEEDED, f"{event.method_name}: deadline exceeded") from error
-        except Exception as error:
-            identity = secrets.token_hex(4)
-            log.exception("%s failed (id %s)", event.method_name, identity)
-            raise GRPCError(Status.UNKNOWN, f"internal error, id {identity}") from error
+            yield listener
         finally:
-            listener.calls -= 1
+            server.close()
+            await _end(listener, bound, grace)
+    finally:
+        bound.sock.close()
 
-    event.method_func = handle
+
+async def _end(listener: "Listener", bound: Bound, grace: float) -> None:
+    # Unlinked at once: a successor may bind the address while this process still completes its calls.
+    await in_thread(bound.unlink)
+    await listener.drain(grace)
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+class _Call(Stream):
+    """A stream with the task that answers it."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.task: asyncio.Task[None] | None = None
+
+    def terminated(self, code: Code | None, reason: str) -> None:
+        super().terminated(code, reason)
+        if self.task is not None:
+            self.task.cancel()
+
+
+class Listener:
+    """The calls and connections at one address."""
+
+    def __init__(
+        self, address: str, handlers: Sequence[Any], *, name: str, gid: int | None, route: Route | None
+    ) -> None:
+        self.address = address
+        self.health = Health()
+        """`health.set(name, serving)` says whether a part of the service can do its work."""
+        self._name = name
+        self._gid = gid
+        self._route = route
+        self._mapping: Mapping[str, Handler] = {
+            path: handler
+            for served in (*handlers, self.health, Version())
+            for path, handler in served.__mapping__().items()
+        }
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._relays: set[Relay] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._cut = False
+
+    @property
+    def in_flight(self) -> int:
+        """Number of calls in flight."""
+        return len(self._tasks) + len(self._relays)
+
+    def connect(self) -> Connection:
+        return _Admitting(self)
+
+    def connected(self, connection: Connection, transport: asyncio.BaseTransport) -> bool:
+        sock = transport.get_extra_info("socket")
+        if sock is not None and not admits(sock, gid=self._gid):
+            log.warning("a connection to %s from a user without the right to it was refused", self.address)
+            return False
+        self._connections.add(connection)
+        return True
+
+    def disconnected(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+
+    def accept(self, connection: Connection, number: int, headers: Headers, ended: bool) -> None:
+        refused = calls.refusal(headers)
+        path = headers.get(":path") or ""
+        method = self._mapping.get(path)
+        if refused is None and method is None and self._route is not None:
+            channel = self._route(path)
+            if channel is not None:
+                self._relay(channel, connection, number, headers, ended=ended)
+                return
+        stream = _Call(connection)
+        connection.adopt(stream, number, ended=ended)
+        stream.received_headers(headers, ended=ended)
+        if refused is not None:
+            calls.finish(stream, *refused, accepted=False)
+        elif method is None:
+            calls.finish(stream, Status.UNIMPLEMENTED, calls.unknown(path, self._mapping), accepted=False)
+        else:
+            self._start(stream, method, path)
+
+    def _start(self, stream: _Call, method: Handler, path: str) -> None:
+        assert stream.headers is not None
+        try:
+            call = metadata.read_call(stream.headers, time.monotonic())
+        except InvalidArgument as error:
+            calls.finish(stream, Status.INTERNAL, str(error), accepted=False)
+            return
+        stream.encoding = stream.headers.get("grpc-encoding")
+        served = calls.ServerStream(stream, method, call)
+        stream.task = asyncio.get_running_loop().create_task(self._answer(served, method, call, path), name=path)
+        self._tasks.add(stream.task)
+        self._idle.clear()
+        stream.task.add_done_callback(self._ended)
+
+    async def _answer(self, stream: calls.ServerStream, method: Handler, call: Any, path: str) -> None:
+        try:
+            await calls.answer(stream, method, call, name=path)
+        except asyncio.CancelledError:
+            if not self._cut:
+                raise
+            stream.finish(Status.UNAVAILABLE, f"{self._name} is stopping")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a call ended with an error of its own handling", exc_info=error)
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if not self._tasks and not self._relays:
+            self._idle.set()
+
+    def _relay(self, channel: Channel, connection: Connection, number: int, headers: Headers, *, ended: bool) -> None:
+        relay = Relay(connection, number, headers, ended=ended, done=self._relayed)
+        relay.upstream = channel.address
+        self._relays.add(relay)
+        self._idle.clear()
+        ready = channel.ready()
+        if ready is not None:
+            relay.start(ready)
+            return
+        task = asyncio.get_running_loop().create_task(_dial(channel, relay), name=f"dial {channel.address}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _relayed(self, relay: Relay) -> None:
+        self._relays.discard(relay)
+        self._check_idle()
+
+    async def drain(self, grace: float) -> None:
+        """End everything; takes `grace` and two settling times at the most."""
+        self.health.end()
+        for connection in self._connections:
+            connection.go_away(final=False)
+        await _bounded(asyncio.gather(*(connection.ping() for connection in self._connections)), SETTLE_SECONDS)
+        for connection in self._connections:
+            connection.go_away(final=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        await self._cut_off()
+        for connection in list(self._connections):
+            connection.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                while self._connections:
+                    await asyncio.sleep(0.005)
+        for connection in list(self._connections):
+            connection.abort()
+
+    async def _cut_off(self) -> None:
+        if not self.in_flight:
+            return
+        log.info("%d calls did not end in time and are cut off", self.in_flight)
+        self._cut = True
+        for relay in list(self._relays):
+            relay.fail(Status.UNAVAILABLE, f"{self._name} is stopping")
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=SETTLE_SECONDS)
+        if self._tasks:
+            log.warning("%d calls do not react to their cancellation", len(self._tasks))
+
+
+async def _bounded(work: "asyncio.Future[Any]", seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work
+
+
+async def _dial(channel: Channel, relay: Relay) -> None:
+    try:
+        relay.start(await channel.open())
+    except CarinaError as error:
+        relay.fail(Status.UNAVAILABLE, str(error))
+
+
+class _Admitting(Connection):
+    """A connection that begins with a look at who the peer is."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(client=False, accept=listener.accept, ended=listener.disconnected)
+        self._listener = listener
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._listener.connected(self, transport):
+            super().connection_made(transport)
+        else:
+            self.closed = True
+            transport.close()

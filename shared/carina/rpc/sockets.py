@@ -1,0 +1,159 @@
+"""Listening unix sockets: one appears when it can be answered on, and belongs to one process at a time."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from carina.errors import FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted
+
+BACKLOG: Final = 1024
+FIRST_INHERITED: Final = 3
+"""sd_listen_fds(3)."""
+SO_PEERGROUPS: Final = 59
+_PROBE_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """A listening socket, and which file it is if it is ours to unlink."""
+
+    sock: socket.socket
+    path: Path
+    identity: tuple[int, int] | None
+
+    def unlink(self) -> None:
+        """Remove the socket's file, unless it is inherited or somebody else's by now."""
+        with _locked(self.path.parent):
+            if self.identity is not None and _identity(self.path) == self.identity:
+                self.path.unlink()
+
+
+def bind(path: Path, *, mode: int, gid: int | None) -> Bound:
+    """Listen at a path, with the socket that was inherited for it if there is one.
+
+    The file appears under its name only when it can be connected to, with its final mode and group.
+
+    Raises:
+        InvalidArgument: the directory does not exist, or something else than a socket is there.
+        FailedPrecondition: a process listens there.
+        PermissionDenied, ResourceExhausted: what the file system says.
+    """
+    inherited = _inherited(path)
+    if inherited is not None:
+        return Bound(sock=inherited, path=path, identity=None)
+    if not path.parent.is_dir():
+        raise InvalidArgument(f"directory {path.parent} of socket {path} does not exist")
+    try:
+        with _locked(path.parent):
+            _refuse_used(path)
+            return _bind(path, mode=mode, gid=gid)
+    except PermissionError as error:
+        raise PermissionDenied(f"socket {path}: {error.strerror}") from error
+    except OSError as error:
+        raise ResourceExhausted(f"socket {path}: {error.strerror}") from error
+
+
+def _bind(path: Path, *, mode: int, gid: int | None) -> Bound:
+    # In the same directory, and never longer than the path itself, which fits into a socket's address.
+    temporary = path.with_name(f".{secrets.token_hex(4)}"[: max(2, len(os.fsencode(path.name)))])
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.bind(os.fspath(temporary))
+        try:
+            temporary.chmod(mode)
+            if gid is not None:
+                os.chown(temporary, -1, gid)
+            sock.listen(BACKLOG)
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except BaseException:
+        sock.close()
+        raise
+    return Bound(sock=sock, path=path, identity=_identity(path))
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One process at a time looks at a directory's sockets and replaces them."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _refuse_used(path: Path) -> None:
+    """A socket that nobody listens on is stale and may be replaced."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise InvalidArgument(f"socket {path} can't be made: something else is there")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except OSError as error:
+            raise FailedPrecondition(f"socket {path} is in use: {error.strerror or 'it does not answer'}") from error
+        pid, _, _ = credentials(probe)
+    raise FailedPrecondition(f"socket {path} is in use by pid {pid}")
+
+
+def _inherited(path: Path) -> socket.socket | None:
+    """The socket at this path that a service manager passed to this process."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = os.environ.get("LISTEN_FDS", "")
+    for number in range(FIRST_INHERITED, FIRST_INHERITED + (int(count) if count.isdecimal() else 0)):
+        try:
+            sock = socket.socket(fileno=os.dup(number))
+        except OSError:
+            continue
+        if sock.family == socket.AF_UNIX and sock.getsockname() == os.fspath(path):
+            sock.setblocking(False)
+            return sock
+        sock.close()
+    return None
+
+
+def credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """Process, user and group of the peer when it connected (or began to listen)."""
+    size = struct.calcsize("3i")
+    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return pid, uid, gid
+
+
+def admits(sock: socket.socket, *, gid: int | None) -> bool:
+    """Whether the peer may talk to us: root, our own user, or a member of the socket's group."""
+    _, uid, group = credentials(sock)
+    if uid in (0, os.geteuid()):
+        return True
+    if gid is None:
+        return False
+    try:
+        groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * 1024)
+    except OSError:
+        groups = b""
+    return gid == group or gid in struct.unpack(f"{len(groups) // 4}i", groups)
