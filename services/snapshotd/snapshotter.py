@@ -11,7 +11,7 @@ that the process may have been killed.
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -80,7 +80,7 @@ class LocalSnapshotter:
             record = await self._records.check_commit(committed, key)
             if parent != record.info.parent and parent and "rebase" not in self._driver.capabilities:
                 raise InvalidArgument(f"snapshot {key}: this snapshotter can't put it on {parent} at commit")
-            self._check_there(key, Chain(id=record.id, kind=record.info.kind))
+            self._check_there(key, (record.id,))
             own = tree(self._directories.place(record.id))
             if self._settings.durable:
                 await in_thread(_sync, own)
@@ -117,7 +117,7 @@ class LocalSnapshotter:
         record = await self._records.get(key)
         if record.info.kind is not Kind.ACTIVE:
             return record.usage
-        self._check_there(key, Chain(id=record.id, kind=record.info.kind))
+        self._check_there(key, (record.id,))
         size, inodes = await in_thread(measure, tree(self._directories.place(record.id)))
         return Usage(size=size, inodes=inodes)
 
@@ -137,6 +137,7 @@ class LocalSnapshotter:
         async with self._locks.hold(info.name):
             with self._holding(info.parent):
                 parents = await self._records.check_insert(info)
+                self._check_there(info.name, parents)
                 return await finish(self._make(info, parents))
 
     async def _make(self, info: Info, parents: tuple[int, ...]) -> list[Mount]:
@@ -180,11 +181,11 @@ class LocalSnapshotter:
         await self._directories.discard(self._directories.place(number))
 
     def _mounts(self, key: str, chain: Chain) -> list[Mount]:
-        self._check_there(key, chain)
+        self._check_there(key, (chain.id, *chain.parents))
         return self._driver.mounts(chain, self._directories.place)
 
-    def _check_there(self, key: str, chain: Chain) -> None:
-        if lost := self._lost.intersection((chain.id, *chain.parents)):
+    def _check_there(self, key: str, numbers: Iterable[int]) -> None:
+        if lost := self._lost.intersection(numbers):
             directory = self._directories.place(min(lost))
             raise DataLoss(f"snapshot {key}: directory {directory} is gone")
 

@@ -98,6 +98,8 @@ async def test_a_lost_directory_is_told_and_can_be_removed(tmp_path: Path) -> No
         assert (await snapshotter.stat("base")).kind is Kind.COMMITTED
         with pytest.raises(DataLoss, match="snapshots/1 is gone"):
             await snapshotter.mounts("b")
+        with pytest.raises(DataLoss, match="snapshots/1 is gone"):
+            await snapshotter.prepare("c", "base")
         await snapshotter.remove("b")
         await snapshotter.remove("base")
 
