@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import msgspec
 
-from carina.containers import TypedValue
 from carina.errors import InvalidArgument
 from carina.sqlite import from_time
+from carina.typed import TypedValue
 
 MAX_NAME: Final = 4096
 """Bytes of a name, key or ref."""

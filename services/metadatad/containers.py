@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from carina import context, labels
-from carina.containers import Container, Runtime
+from carina.containers import Container
 from carina.containers.fields import fields as container_fields
 from carina.context import validate_identifier
 from carina.errors import AlreadyExists, InvalidArgument, NotFound
 from carina.filters import exact, matcher
 from carina.sqlite import now, to_time
+from carina.typed import Runtime
 from metadatad import edges, namespaces, rpc
 from metadatad.columns import (
     moment,

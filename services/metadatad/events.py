@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from carina import context
-from carina.containers import TypedValue
 from carina.context import validate_identifier
 from carina.errors import CarinaError, InvalidArgument, ResourceExhausted, Unavailable
 from carina.events import Envelope
 from carina.events.fields import Payload, fields
 from carina.filters import Adaptor, matcher
+from carina.typed import TypedValue
 from metadatad.records import Records, Transaction
 
 MAX_WAITING: Final = 4096

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final, Protocol, TypeVar
 
-from carina.containers import TypedValue
 from carina.events import Envelope
 from carina.sqlite import Database, from_time, now, to_time
+from carina.typed import TypedValue
 
 T = TypeVar("T")
 

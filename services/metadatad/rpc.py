@@ -8,11 +8,12 @@ from carina.api.containerd import events as wire
 from carina.api.containerd.services.images import v1 as images
 from carina.api.google import protobuf
 from carina.api.message_pool import default_message_pool
-from carina.containers import Container, TypedValue
+from carina.containers import Container
 from carina.errors import InvalidArgument
 from carina.images import Image
 from carina.namespaces import Namespace
 from carina.rpc.codec import decode, encode
+from carina.typed import TypedValue
 
 
 def namespace_create(namespace: Namespace) -> TypedValue:

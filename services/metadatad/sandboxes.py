@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from carina import context, labels
-from carina.containers import Runtime
 from carina.context import validate_identifier
 from carina.errors import AlreadyExists, InvalidArgument, NotFound
 from carina.filters import exact, matcher
 from carina.sandboxes import Sandbox
 from carina.sandboxes.fields import fields as sandbox_fields
 from carina.sqlite import now, to_time
+from carina.typed import Runtime
 from metadatad import edges, namespaces
 from metadatad.columns import (
     moment,

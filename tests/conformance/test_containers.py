@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from carina import context
-from carina.containers import Container, Runtime, TypedValue
+from carina.containers import Container
 from carina.errors import AlreadyExists, InvalidArgument, NotFound
 from carina.sandboxes import Sandbox
+from carina.typed import Runtime, TypedValue
 from support.metadata import Stores, stores
 
 SPEC = TypedValue("types.containerd.io/opencontainers/runtime-spec/1/Spec", b'{"ociVersion":"1.0"}')

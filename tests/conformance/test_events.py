@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from carina import context
-from carina.containers import Container, Runtime, TypedValue
+from carina.containers import Container
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from carina.events import Envelope
 from carina.images import Image
 from carina.namespaces import Namespace
+from carina.typed import Runtime, TypedValue
 from support.metadata import Stores, stores
 
 PAYLOAD = TypedValue("example.Event", b"\x01\x02\x03")

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from carina import context
-from carina.containers import Container, Runtime, TypedValue
+from carina.containers import Container
 from carina.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from carina.leases import Lease
 from carina.namespaces import Namespace
+from carina.typed import Runtime, TypedValue
 from metadatad.namespaces import ensure
 from metadatad.records import Transaction
 from support.metadata import Stores, stores

@@ -12,9 +12,9 @@ import pytest
 import uvloop
 
 from carina import context
-from carina.containers import TypedValue
 from carina.errors import AlreadyExists, CarinaError, FailedPrecondition, InvalidArgument, NotFound
 from carina.tasks import Status, Stdio
+from carina.typed import TypedValue
 from support.spec import RESOURCES, exec_spec
 from support.tasks import World, fifo_reader, world
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from carina.containers import TypedValue
 from carina.events import Envelope
 from carina.sqlite import open_database
+from carina.typed import TypedValue
 from metadatad import namespaces
 from metadatad.records import TRIM_EVERY, Records, Transaction
 from support.metadata import CountingCollector

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from carina.containers import TypedValue
+from carina.typed import TypedValue
 
 SPEC = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS = "types.containerd.io/opencontainers/runtime-spec/1/Process"

@@ -16,7 +16,7 @@ from typing import Any
 from carina import context
 from carina.api.containerd import events as wire
 from carina.config import load
-from carina.containers import Container, Runtime, TypedValue
+from carina.containers import Container
 from carina.containers.server import ContainersService
 from carina.errors import NotFound, Unavailable
 from carina.events import Envelope
@@ -27,6 +27,7 @@ from carina.rpc.codec import decode
 from carina.rpc.server import serve
 from carina.tasks import NO_STDIO, Stdio, TaskService
 from carina.tasks.client import RemoteTaskService
+from carina.typed import Runtime, TypedValue
 from support.spec import make_rootfs, spec
 from taskd.config import Config, from_constellation
 from taskd.daemon import opened

@@ -9,7 +9,8 @@ import click
 
 from carina.cli import output
 from carina.cli.target import Target
-from carina.containers import Container, TypedValue
+from carina.containers import Container
+from carina.typed import TypedValue
 
 if TYPE_CHECKING:
     from carina.client import Client

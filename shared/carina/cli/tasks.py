@@ -65,9 +65,9 @@ def exec_(target: Target, exec_id: str, cwd: str, env: Sequence[str], id: str, c
 
     async def work(client: "Client") -> int:
         from carina.client.stdio import streams
-        from carina.containers import TypedValue
         from carina.errors import FailedPrecondition
         from carina.oci import spec
+        from carina.typed import TypedValue
 
         container = await client.containers.get(id)
         if container.spec is None:

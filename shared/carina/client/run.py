@@ -13,7 +13,7 @@ from carina import context, labels
 from carina.aio.threads import in_thread
 from carina.client.client import Client
 from carina.client.image import config_of, unpack
-from carina.containers import Container, Runtime, TypedValue
+from carina.containers import Container
 from carina.diff.client import RemoteDiffer
 from carina.errors import CarinaError, NotFound
 from carina.images import Image
@@ -23,6 +23,7 @@ from carina.linux.mount import mounted
 from carina.mount import Mount
 from carina.oci import spec as oci
 from carina.oci.user import User, lookup
+from carina.typed import Runtime, TypedValue
 
 log = logging.getLogger(__name__)
 

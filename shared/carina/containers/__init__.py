@@ -5,20 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-
-@dataclass(frozen=True, slots=True)
-class TypedValue:
-    """A `google.protobuf.Any` whose bytes are kept as they came."""
-
-    type_url: str
-    value: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    name: str
-    """`io.containerd.runc.v2`, or the absolute path of a shim."""
-    options: TypedValue | None = None
+from carina.typed import Runtime, TypedValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,17 +14,11 @@ from carina.api.containerd.services.containers.v1 import (
 )
 from carina.api.google.protobuf import Any as WireAny
 from carina.api.google.protobuf import FieldMask
-from carina.containers import Container, Runtime, TypedValue
+from carina.containers import Container
 from carina.errors import InvalidArgument, Unimplemented
+from carina.rpc.any import value_from_wire, value_to_wire
 from carina.rpc.client import Channel
-
-
-def value_from_wire(wire: WireAny | None) -> TypedValue | None:
-    return None if wire is None else TypedValue(wire.type_url, wire.value)
-
-
-def value_to_wire(value: TypedValue | None) -> WireAny | None:
-    return None if value is None else WireAny(type_url=value.type_url, value=value.value)
+from carina.typed import Runtime, TypedValue
 
 
 def from_wire(wire: WireContainer | None) -> Container:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from carina.containers import TypedValue
+from carina.typed import TypedValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

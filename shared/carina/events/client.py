@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 
 from carina.api.containerd.services.events.v1 import EventsStub, ForwardRequest, PublishRequest, SubscribeRequest
 from carina.api.containerd.types import Envelope as WireEnvelope
-from carina.containers import TypedValue
-from carina.containers.client import value_to_wire
 from carina.errors import InvalidArgument
 from carina.events import Envelope
+from carina.rpc.any import value_to_wire
 from carina.rpc.client import Channel
+from carina.typed import TypedValue
 
 
 def from_wire(wire: WireEnvelope | None) -> Envelope:

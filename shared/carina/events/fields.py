@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from carina.containers import TypedValue
 from carina.events import Envelope
 from carina.filters import Adaptor
+from carina.typed import TypedValue
 
 Payload = Callable[[TypedValue, tuple[str, ...]], str | None]
 """Reads one field of a payload by its path, of the payloads that it knows."""

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from carina.api.containerd.services.events.v1 import EventsBase, ForwardRequest, PublishRequest, SubscribeRequest
 from carina.api.containerd.types import Envelope as WireEnvelope
 from carina.api.google.protobuf import Empty
-from carina.containers.client import value_from_wire
 from carina.errors import InvalidArgument
 from carina.events import EventService
 from carina.events.client import from_wire, to_wire
+from carina.rpc.any import value_from_wire
 
 
 class EventsService(EventsBase):

@@ -1,4 +1,4 @@
-"""What is inside a `google.protobuf.Any`, for showing it to people."""
+"""`google.protobuf.Any`: to and from the domain, and what is inside, for showing it to people."""
 
 import json
 from dataclasses import fields
@@ -9,9 +9,10 @@ from typing import Any, Final, cast
 
 import betterproto2
 
-from carina.containers import TypedValue
+from carina.api.google.protobuf import Any as WireAny
 from carina.errors import InvalidArgument
 from carina.rpc.codec import decode
+from carina.typed import TypedValue
 
 PACKAGES: Final = (
     "containerd.events",
@@ -22,6 +23,14 @@ PACKAGES: Final = (
     "io.containerd.cgroups.v2",
     "runtimeoptions.v1",
 )
+
+
+def value_from_wire(wire: WireAny | None) -> TypedValue | None:
+    return None if wire is None else TypedValue(wire.type_url, wire.value)
+
+
+def value_to_wire(value: TypedValue | None) -> WireAny | None:
+    return None if value is None else WireAny(type_url=value.type_url, value=value.value)
 
 
 def describe(value: TypedValue) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from carina.containers import Runtime, TypedValue
+from carina.typed import Runtime, TypedValue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,11 +13,11 @@ from carina.api.containerd.services.sandbox.v1 import (
 from carina.api.containerd.types import Sandbox as WireSandbox
 from carina.api.containerd.types import SandboxRuntime
 from carina.api.google.protobuf import Any as WireAny
-from carina.containers import Runtime, TypedValue
-from carina.containers.client import value_from_wire, value_to_wire
 from carina.errors import InvalidArgument
+from carina.rpc.any import value_from_wire, value_to_wire
 from carina.rpc.client import Channel
 from carina.sandboxes import Sandbox
+from carina.typed import Runtime, TypedValue
 
 
 def from_wire(wire: WireSandbox | None) -> Sandbox:

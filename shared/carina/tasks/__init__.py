@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
 
-from carina.containers import TypedValue
 from carina.descriptor import Descriptor
 from carina.mount import Mount
+from carina.typed import TypedValue
 
 
 class Status(enum.Enum):

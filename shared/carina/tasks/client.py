@@ -8,13 +8,13 @@ from carina.api.containerd import types
 from carina.api.containerd.services.tasks import v1 as wire
 from carina.api.containerd.v1 import types as process
 from carina.api.google.protobuf import Any
-from carina.containers import TypedValue
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import DataLoss
 from carina.mount import Mount
 from carina.rpc.client import Channel
 from carina.tasks import NO_STDIO, Exit, Metric, Process, ProcessInfo, Status, Stdio
+from carina.typed import TypedValue
 
 
 def _any(value: TypedValue | None) -> Any | None:

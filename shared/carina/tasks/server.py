@@ -4,12 +4,12 @@ from carina.api.containerd import types
 from carina.api.containerd.services.tasks import v1 as wire
 from carina.api.containerd.v1 import types as process
 from carina.api.google.protobuf import Any, Empty
-from carina.containers import TypedValue
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import InvalidArgument
 from carina.mount import Mount
 from carina.tasks import Exit, Process, Stdio, TaskService
+from carina.typed import TypedValue
 
 
 def typed(value: Any | None) -> TypedValue | None:
