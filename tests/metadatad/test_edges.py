@@ -1,0 +1,78 @@
+"""Labels as references: every form that containerd knows, and what is not one."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from metadatad import edges
+from metadatad.edges import Edge, Pin
+
+NODE = "content/sha256:x"
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "expected"),
+    [
+        ("gc.ref.content", "d", Edge(NODE, "content/d", "ref")),
+        ("gc.ref.content.config", "d", Edge(NODE, "content/d", "ref")),
+        ("gc.ref.content/l.0", "d", Edge(NODE, "content/d", "ref")),
+        ("gc.ref.image.x", "docker.io/a:b", Edge(NODE, "images/docker.io/a:b", "ref")),
+        ("gc.ref.snapshot.overlayfs", "k", Edge(NODE, "snapshots/overlayfs/k", "ref")),
+        ("gc.ref.snapshot.overlayfs/0", "k", Edge(NODE, "snapshots/overlayfs/k", "ref")),
+        ("gc.bref.content", "d", Edge("content/d", NODE, "bref")),
+        ("gc.bref.image.a", "i", Edge("images/i", NODE, "bref")),
+        ("gc.bref.container", "c", Edge("containers/c", NODE, "bref")),
+        ("gc.bref.snapshot.native/x", "k", Edge("snapshots/native/k", NODE, "bref")),
+        ("gc.cond.snapshot.overlayfs", "usedat<1h|k", Edge("snapshots/overlayfs/k", NODE, "cond", "usedat<1h")),
+    ],
+)
+def test_label_is_a_reference(label: str, value: str, expected: Edge) -> None:
+    """Each label states one edge."""
+    assert edges.of_labels(NODE, {f"containerd.io/{label}": value}) == [expected]
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["gc.ref.contents", "gc.ref.snapshot", "gc.ref.container", "gc.bref.imagex", "gc.cond.snapshot.s", "other"],
+)
+def test_label_is_none(label: str) -> None:
+    """What only looks like a reference is ignored."""
+    assert edges.of_labels(NODE, {f"containerd.io/{label}": "x"}) == []
+
+
+def test_pins() -> None:
+    """gc.root and gc.expire pin an object; an expiry that can't be read is ignored."""
+    root, expiry = {"containerd.io/gc.root": "now"}, {"containerd.io/gc.expire": "1970-01-01T00:00:01Z"}
+
+    assert edges.pins_of_labels(root) == [Pin("root")]
+    assert edges.pins_of_labels(expiry) == [Pin("expire", 1_000_000)]
+    assert edges.pins_of_labels({"containerd.io/gc.expire": "tomorrow"}) == []
+
+
+def test_conditions() -> None:
+    """A conditional reference holds by the age of the last use."""
+    now = datetime.now(UTC)
+    used = now - timedelta(minutes=90)
+
+    assert edges.holds("usedat<2h", used, now)
+    assert not edges.holds("usedat<1h", used, now)
+    assert edges.holds("usedat>1h30s", used, now)
+    assert not edges.holds("usedat<2h", None, now)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1h30m", 5400.0), ("100ms", 0.1), ("0", 0.0), ("-2s", -2.0), ("1.5h", 5400.0), ("1", None), ("h", None)],
+)
+def test_durations(text: str, seconds: float | None) -> None:
+    """Durations are read as Go writes them."""
+    assert edges.parse_duration(text) == seconds
+
+
+def test_weaker() -> None:
+    """Labels are weaker where a reference or a pin is gone, not where one came."""
+    old, new = {"containerd.io/gc.ref.content.0": "a"}, {"containerd.io/gc.ref.content.1": "b"}
+
+    assert edges.weaker(NODE, old, new)
+    assert not edges.weaker(NODE, old, old | new)
+    assert edges.weaker(NODE, {"containerd.io/gc.root": "x"}, {})
