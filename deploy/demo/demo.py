@@ -120,7 +120,7 @@ def play(demo: Demo, stack: contextlib.ExitStack) -> None:
     with demo.step("A snapshotter of some thirty lines runs as its own process, and is plugged in"):
         address = demo.scratch / "demo.sock"
         script = str(HERE / "copysnapshotter.py")
-        command = [sys.executable, script, f"unix://{address}", str(demo.scratch / "copies")]
+        command = [sys.executable, script, str(demo.scratch / "copies"), str(address)]
         stack.enter_context(process(command, demo.scratch / "plugin.log", ready=lambda: answers(address)))
         demo.carina("plugins", "add", "demo", "--type", "snapshot", "--address", f"unix://{address}")
         demo.carina("plugins", "ls", "type==io.containerd.snapshotter.v1")

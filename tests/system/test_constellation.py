@@ -117,7 +117,12 @@ def test_users_and_labels_of_images(constellation: Constellation, registry: Regi
 def plugin(constellation: Constellation) -> Iterator[str]:
     """The demo's snapshotter in its own process, plugged in live as `copy`."""
     address = f"unix://{constellation.directory}/copy.sock"
-    command = [sys.executable, str(PLUGIN), address, str(constellation.directory / "copies")]
+    command = [
+        sys.executable,
+        str(PLUGIN),
+        str(constellation.directory / "copies"),
+        str(constellation.directory / "copy.sock"),
+    ]
     with subprocess.Popen(command, start_new_session=True) as process:
         try:
             limit = time.monotonic() + 20
