@@ -208,12 +208,13 @@ class Ingest:
             raise self._failed(error, "committing") from error
         self.remove()
 
-    def pause(self) -> Progress | None:
-        """Close the ingest to be resumed later: what it holds is flushed. Returns the hash where it is known."""
+    def pause(self, *, flush: bool = True) -> Progress | None:
+        """Close the ingest to be resumed later. Returns the hash where it is known."""
         if self._fd < 0:
             return None
         try:
-            os.fsync(self._fd)
+            if flush:
+                os.fsync(self._fd)
             _write(f"{self.path}/updatedat", self.updated_at.isoformat().encode())
             found = os.fstat(self._fd)
         except OSError as error:

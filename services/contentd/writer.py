@@ -243,7 +243,8 @@ class Drain:
             if self._aborted or isinstance(self._failure, DataLoss):
                 await in_thread(self._ingest.remove)
             else:
-                progress = await in_thread(self._ingest.pause)
+                # Nobody was told that these bytes are safe: the commit flushes them, and whoever commits waits there.
+                progress = await in_thread(self._ingest.pause, flush=False)
         except CarinaError as error:
             self._failure = self._failure or error
         finally:

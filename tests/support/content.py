@@ -51,6 +51,7 @@ def containerd(path: Path) -> Iterator[str]:
         '"io.containerd.snapshotter.v1.aufs", "io.containerd.internal.v1.opt"]\n'
         # No collections: nothing refers to what the tests store.
         '[plugins."io.containerd.gc.v1.scheduler"]\n  deletion_threshold = 0\n  mutation_threshold = 1000000000\n'
+        '  startup_delay = "1h"\n'
         f'[grpc]\n  address = "{path}/d.sock"\n[ttrpc]\n  address = "{path}/d.sock.ttrpc"\n'
     )
     with (path / "log").open("wb") as log:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, Final, NoReturn, Self
 
 from grpclib.const import Cardinality
-from grpclib.exceptions import StreamTerminatedError
 
 from carina import context
 from carina.api.carina.content.v1 import LaneStub, OpenBlobRequest, OpenIngestRequest
@@ -225,8 +224,9 @@ class _Conversation:
         try:
             async with asyncio.timeout(_limit(seconds)):
                 answer = await self._stream.recv_message()
-            if answer is None:
-                raise StreamTerminatedError("the content store ended the stream without an answer")
+                if answer is None:
+                    await self._stream.recv_trailing_metadata()
+                    raise Internal("the content store ended the stream without an answer")
         except BaseException as error:
             await self._fail(error)
         assert isinstance(answer, WriteContentResponse)
