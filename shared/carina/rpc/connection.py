@@ -10,7 +10,7 @@ a stream that nobody reads delays no other.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from carina.rpc import frames

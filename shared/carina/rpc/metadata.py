@@ -1,7 +1,6 @@
 """What a call's headers say, and how to say it: context, deadline, status."""
 
 import re
-import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -127,5 +126,3 @@ def raise_for_response(headers: Headers) -> None:
 def binary(value: str) -> bytes:
     """A `-bin` header's value."""
     return b64decode(value + "=" * (-len(value) % 4))
-
-

@@ -150,8 +150,7 @@ def admits(sock: socket.socket, *, gid: int | None) -> bool:
     _, uid, group = credentials(sock)
     if uid in (0, os.geteuid()):
         return True
-    if gid is None:
-        return False
+    gid = os.getegid() if gid is None else gid
     try:
         groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * 1024)
     except OSError:

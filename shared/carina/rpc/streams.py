@@ -266,4 +266,3 @@ def _decompressed(data: bytes, encoding: str | None) -> bytes:
     if not unpacker.eof:
         raise InvalidArgument("a compressed message is cut off")
     return plain
-

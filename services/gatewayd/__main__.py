@@ -1,0 +1,29 @@
+"""`gatewayd`: from the command line to the running service."""
+
+import functools
+from pathlib import Path
+
+import click
+
+from carina import config as constellation
+from carina.aio.daemon import run
+from carina.errors import CarinaError
+from gatewayd import config as settings
+from gatewayd.daemon import serve
+
+
+@click.command()
+@click.option("--config", "path", type=click.Path(path_type=Path), help="Configuration file.")
+@click.option("--root", type=click.Path(path_type=Path), help="Directory of what survives a reboot.")
+@click.option("--state", type=click.Path(path_type=Path), help="Directory of sockets.")
+def main(path: Path | None, root: Path | None, state: Path | None) -> None:
+    """Serve the whole of containerd's API on one socket."""
+    try:
+        config = settings.read(constellation.load(path, root=root, state=state))
+    except CarinaError as error:
+        raise click.ClickException(str(error)) from error
+    run("gatewayd", functools.partial(serve, config))
+
+
+if __name__ == "__main__":
+    main()

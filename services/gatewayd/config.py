@@ -1,0 +1,71 @@
+"""Settings of the gateway, from `[gateway]`."""
+
+import grp
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from carina.config import Config as Constellation
+from carina.errors import InvalidArgument
+
+_KEYS: Final = ("group", "grace")
+DEFAULT_GRACE: Final = 5.0
+MAX_GRACE: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    root: Path
+    """Directory of this service alone."""
+    address: str
+    metadata: str
+    images: str
+    tasks: str
+    """Addresses of the services behind the gateway."""
+    gid: int | None = None
+    """Members of this group may connect, besides root and the gateway's own user and group."""
+    grace: float = DEFAULT_GRACE
+    """Seconds that calls in flight have when the gateway is stopped."""
+
+    @property
+    def upstreams(self) -> dict[str, str]:
+        """Daemon -> address."""
+        return {"metadatad": self.metadata, "imaged": self.images, "taskd": self.tasks}
+
+
+def read(constellation: Constellation) -> Config:
+    """The settings of the gateway.
+
+    Raises:
+        InvalidArgument: a value is not what its key needs, or a key is unknown.
+    """
+    table = constellation.section("gateway")
+    for key in table:
+        if key not in _KEYS:
+            raise InvalidArgument(f"gateway.{key} is not a setting: expected one of {', '.join(_KEYS)}")
+    grace = table.get("grace", DEFAULT_GRACE)
+    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace <= MAX_GRACE:
+        raise InvalidArgument(f"gateway.grace must be a number of seconds from 0 to {MAX_GRACE:g}")
+    return Config(
+        root=constellation.root / "gatewayd",
+        address=constellation.services["gateway"],
+        metadata=constellation.services["metadata"],
+        images=constellation.services["images"],
+        tasks=constellation.services["tasks"],
+        gid=_gid(table.get("group")),
+        grace=float(grace),
+    )
+
+
+def _gid(group: object) -> int | None:
+    """A group by name or number."""
+    if group is None:
+        return None
+    if isinstance(group, int) and not isinstance(group, bool) and 0 <= group < 1 << 32:
+        return group
+    if isinstance(group, str):
+        try:
+            return grp.getgrnam(group).gr_gid
+        except KeyError:
+            pass
+    raise InvalidArgument(f"gateway.group {group!r} is not a group of this system")
