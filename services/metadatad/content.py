@@ -150,7 +150,8 @@ class NamespacedContentStore:
         ingest = await self._records.read(lambda connection: blobs.get_ingest(connection, namespace, ref))
         try:
             async with self._peer.answering():
-                return replace(await self._backend.status(ingest.backend_ref), ref=ref)
+                status = await self._backend.status(ingest.backend_ref)
+                return replace(status, ref=ref, expected=ingest.expected)
         except NotFound as error:
             raise NotFound(f"ingest {ref!r} does not exist") from error
 
@@ -159,14 +160,18 @@ class NamespacedContentStore:
         matches = matcher(filters, status_fields)
         rows = await self._records.read(
             lambda connection: connection.execute(
-                "SELECT backend_ref, ref FROM ingests WHERE namespace = ? ORDER BY ref", (namespace,)
+                "SELECT backend_ref, ref, expected FROM ingests WHERE namespace = ? ORDER BY ref", (namespace,)
             ).fetchall()
         )
         if not rows:
             return []
         async with self._peer.answering():
             found = {status.ref: status for status in await self._backend.statuses()}
-        mine = [replace(found[backend_ref], ref=ref) for backend_ref, ref in rows if backend_ref in found]
+        mine = [
+            replace(found[backend_ref], ref=ref, expected=Digest(expected) if expected else None)
+            for backend_ref, ref, expected in rows
+            if backend_ref in found
+        ]
         return [status for status in mine if matches(status)]
 
     async def writer(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> NamespacedWriter:

@@ -189,6 +189,8 @@ def begin_commit(transaction: Transaction, intent: Intent) -> Intent | AlreadyEx
     source = get(connection, intent.namespace, intent.snapshotter, intent.source)
     if source.info.kind is not Kind.ACTIVE:
         raise FailedPrecondition(f"snapshot {intent.source!r} is not active")
+    if intent.parent and source.info.parent not in ("", intent.parent):
+        raise InvalidArgument(f"snapshot {intent.source!r} stands on {source.info.parent!r}, not on {intent.parent!r}")
     hold(connection, intent, intent.key)
     rebase = bool(intent.parent) and not source.info.parent
     parent = intent.parent if rebase else source.info.parent
