@@ -7,23 +7,25 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any, Final
 
 import betterproto2
-from grpclib.client import Channel
+from grpclib.const import Cardinality
 
 from carina import context
-from carina.api.containerd.services.streaming.v1 import StreamingStub, StreamInit
+from carina.api.containerd.services.streaming.v1 import StreamInit
 from carina.api.containerd.services.transfer.v1 import TransferOptions, TransferRequest, TransferStub
 from carina.api.containerd.types import Platform as WirePlatform
 from carina.api.containerd.types import transfer as wire
 from carina.api.google.protobuf import Any as WireAny
 from carina.descriptor import Descriptor
 from carina.digest import Digest
-from carina.errors import Unavailable
+from carina.errors import CarinaError, Unavailable
 from carina.platforms import Platform
+from carina.rpc.client import Channel
 from carina.rpc.codec import decode, encode
 from carina.transfer import ANONYMOUS, OCI_ARCHIVE, Access, CredentialSource, OnProgress, Progress, Store, Transfer
 from carina.transfer.server import receive, send
 from carina.transfer.streams import Item, Stream
 
+STREAM: Final = "/containerd.services.streaming.v1.Streaming/Stream"
 OPEN_SECONDS: Final = 30.0
 STALL_SECONDS: Final = 900.0
 """How long a transfer may show no progress before it is given up."""
@@ -34,8 +36,8 @@ class RemoteTransfer(Transfer):
     """Transfers made by whoever serves at the other end of a channel."""
 
     def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._transfer = TransferStub(channel)
-        self._streaming = StreamingStub(channel)
 
     async def fetch(
         self, reference: str, into: Store, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
@@ -116,20 +118,28 @@ class RemoteTransfer(Transfer):
             stream.outgoing.close()
 
     async def _carry(self, stream: Stream, opened: asyncio.Event) -> None:
-        async def outgoing() -> AsyncIterator[WireAny]:
-            init = StreamInit(id=stream.id)
-            yield WireAny(type_url="containerd.services.streaming.v1.StreamInit", value=encode(init))
-            while (one := await stream.outgoing.get()) is not None:
-                yield WireAny(type_url=one.type_url, value=one.value)
-
+        """Move messages in both directions until the service ends the stream."""
+        with context.no_deadline():
+            call = self._channel.request(STREAM, Cardinality.STREAM_STREAM, WireAny, WireAny)
         try:
-            with context.no_deadline():
-                async for message in self._streaming.stream(outgoing()):
-                    if opened.is_set():
+            async with call:
+                init = encode(StreamInit(id=stream.id))
+                await call.send_message(WireAny(type_url="containerd.services.streaming.v1.StreamInit", value=init))
+                if await call.recv_message() is None:
+                    raise Unavailable(f"stream {stream.id}: the service does not take it")
+                opened.set()
+                async with _beside(_send(call, stream), f"send {stream.id}"):
+                    while (message := await call.recv_message()) is not None:
                         await stream.incoming.put(Item(message.type_url, message.value))
-                    opened.set()
         finally:
             stream.close()
+
+
+async def _send(call: Any, stream: Stream) -> None:
+    with contextlib.suppress(CarinaError):  # the receiving side tells
+        while (one := await stream.outgoing.get()) is not None:
+            await call.send_message(WireAny(type_url=one.type_url, value=one.value))
+        await call.end()
 
 
 class _Seen:

@@ -8,7 +8,6 @@ from typing import Final
 import betterproto2
 import grpclib.server
 from grpclib.const import Cardinality, Handler
-from grpclib.exceptions import ProtocolError, StreamTerminatedError
 
 from carina import context
 from carina.api.containerd.services.streaming.v1 import StreamingBase, StreamInit
@@ -21,6 +20,7 @@ from carina.api.google.protobuf import Empty
 from carina.errors import DeadlineExceeded, InvalidArgument, Unimplemented
 from carina.platforms import Platform
 from carina.rpc.codec import decode, encode
+from carina.rpc.streams import Terminated
 from carina.transfer import (
     OCI_ARCHIVE,
     Access,
@@ -136,7 +136,7 @@ class StreamingService(StreamingBase):
                     while (one := await stream.outgoing.get()) is not None:
                         await wire_stream.send_message(WireAny(type_url=one.type_url, value=one.value))
                     reader.cancel()
-            except* (StreamTerminatedError, ProtocolError):
+            except* Terminated:
                 pass  # the client left
 
     async def _read(self, wire_stream: "grpclib.server.Stream[WireAny, WireAny]", stream: Stream) -> None:
