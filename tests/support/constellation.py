@@ -108,8 +108,9 @@ class Constellation:
         return self
 
     def __exit__(self, *args: object) -> None:
-        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-            self.clean_namespace()
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                self.clean_namespace()
         self.stop()
         self._unmount()
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -238,7 +238,7 @@ def test_a_socket_path_that_is_too_long(tmp_path: Path) -> None:
         (("pull", "UPPER CASE"), "UPPER CASE"),
         (("run", "--rm", "localhost/absent:1", "x"), "localhost/absent:1"),
         (("content", "get", "sha256:12"), "digest 'sha256:12' is not valid"),
-        (("content", "rm", f"sha256:{'0' * 64}"), "not found"),
+        (("content", "rm", f"sha256:{'0' * 64}"), f"content sha256:{'0' * 64} does not exist"),
         (("snapshots", "--snapshotter", "nope", "ls"), "nope"),
         (("containers", "info", "absent"), "absent"),
         (("tasks", "kill", "absent"), "absent"),
