@@ -1,8 +1,8 @@
 """Running a shim's binary: for `start`, `delete`, `-info` and `-v`, each over within its time.
 
 The process gets a session of its own, stdin from memory, and pipes whose content is bounded.
-What it leaves running in the background (for `start` that is the shim itself) outlives us. A background process that
-keeps the pipes open delays nobody for more than an instant after the command itself has ended.
+What it leaves running in the background (for `start` that is the shim itself) outlives us, and may keep the pipes open:
+the output is what was in them when the command itself ended.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ from carina.errors import NotFound, Unavailable
 from carina.linux.errnos import translated
 
 MAX_OUTPUT: Final = 1 << 20
-_LINGER_SECONDS: Final = 0.5
 _CHUNK: Final = 64 << 10
 
 
@@ -43,19 +42,25 @@ class _Pipe:
         self._loop = asyncio.get_running_loop()
         self._reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(self.writer, True)
-        self.data = bytearray()
-        self.ended = asyncio.Event()
+        self._data = bytearray()
         self._loop.add_reader(self._reader, self._read)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """False when there is nothing to read now."""
         try:
             chunk = os.read(self._reader, _CHUNK)
         except BlockingIOError:
-            return
+            return False
         if not chunk:
             self._loop.remove_reader(self._reader)
-            self.ended.set()
-        self.data += chunk[: MAX_OUTPUT - len(self.data)]
+        self._data += chunk[: MAX_OUTPUT - len(self._data)]
+        return bool(chunk)
+
+    def rest(self) -> bytes:
+        """All that has come, and is in the pipe now."""
+        while len(self._data) < MAX_OUTPUT and self._read():
+            pass
+        return bytes(self._data)
 
     def close_writer(self) -> None:
         if self.writer >= 0:
@@ -113,11 +118,7 @@ async def run(
         out.close_writer()
         err.close_writer()
         status = await _finished(process, f"shim {binary} {arguments[-1]}", seconds)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_SECONDS):
-                await out.ended.wait()
-                await err.ended.wait()
-        return Output(status=status, stdout=bytes(out.data), stderr=bytes(err.data))
+        return Output(status=status, stdout=out.rest(), stderr=err.rest())
     finally:
         if source >= 0:
             os.close(source)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from carina import context
 from carina.aio.finish import finish
 from carina.aio.threads import in_thread
-from carina.containers import Container, TypedValue
+from carina.containers import Container
 from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, Unavailable
 from carina.mount import Mount
 from carina.tasks import Exit, Stdio
+from carina.typed import TypedValue
 from taskd import log as shim_log
 from taskd.bundle import Bundle
 from taskd.registry import Registry

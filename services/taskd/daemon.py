@@ -28,7 +28,7 @@ from taskd.rpc import IntrospectionService, event_handlers
 from taskd.shim import Launcher
 from taskd.tasks import Tasks
 
-_FLUSH_SECONDS: Final = 2.0
+_FLUSH_SECONDS: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +69,18 @@ async def opened(config: Config, containers: ContainerStore, events: Sink) -> As
                 group.create_task(outbox.forward(), name="forward events")
                 launcher = Launcher(config=config)
                 registry = Registry(config, launcher, outbox, group)
-                # Shims connect to the events' socket when they start, also for `delete`: it comes first.
-                async with serve_events(config.events_socket, event_handlers(registry.record)):
-                    await reconcile(registry, outbox)
-                    yield Opened(
-                        tasks=Tasks(registry, containers),
-                        introspection=IntrospectionService(config, launcher),
-                        registry=registry,
-                    )
-                await outbox.flush(_FLUSH_SECONDS)
-                await registry.close()
+                try:
+                    # Shims connect to the events' socket when they start, also for `delete`: it comes first.
+                    async with serve_events(config.events_socket, event_handlers(registry.record)):
+                        await reconcile(registry, outbox)
+                        yield Opened(
+                            tasks=Tasks(registry, containers),
+                            introspection=IntrospectionService(config, launcher),
+                            registry=registry,
+                        )
+                    await outbox.flush(_FLUSH_SECONDS)
+                finally:
+                    await registry.close()
                 raise _Stop
         except* _Stop:
             log.info("stopped; shims and containers go on")

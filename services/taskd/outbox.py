@@ -18,10 +18,10 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from carina import context
-from carina.containers import TypedValue
 from carina.errors import CarinaError, InvalidArgument, ResourceExhausted
 from carina.events import Envelope
 from carina.sqlite import Database
+from carina.typed import TypedValue
 
 MAX_EVENTS: Final = 100_000
 _BATCH: Final = 64

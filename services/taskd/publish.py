@@ -11,9 +11,9 @@ from typing import Final
 import click
 
 from carina import context
-from carina.containers import TypedValue
 from carina.errors import CarinaError
 from carina.events import Envelope
+from carina.typed import TypedValue
 from taskd.rpc import forward_event, parse_any
 
 SECONDS: Final = 20.0

@@ -12,7 +12,6 @@ from carina.api.containerd import types
 from carina.api.containerd.services.events.ttrpc.v1 import ForwardRequest
 from carina.api.containerd.services.introspection import v1 as introspection
 from carina.api.google.protobuf import Any, Empty
-from carina.containers import TypedValue
 from carina.errors import InvalidArgument, NotFound
 from carina.events import Envelope
 from carina.platforms import host
@@ -20,6 +19,7 @@ from carina.rpc.codec import decode, encode
 from carina.tasks import Exit
 from carina.ttrpc.client import dial
 from carina.ttrpc.server import Handler, unary
+from carina.typed import TypedValue
 from taskd.config import Config
 from taskd.outbox import Kind, Subject
 from taskd.runtime import find_shim

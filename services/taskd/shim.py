@@ -25,7 +25,6 @@ from carina.api.containerd.runtime.bootstrap.v1 import BootstrapParams, Bootstra
 from carina.api.containerd.task import v2 as wire
 from carina.api.google.protobuf import Any, Empty
 from carina.config import socket_path
-from carina.containers import TypedValue
 from carina.errors import (
     CarinaError,
     FailedPrecondition,
@@ -38,6 +37,7 @@ from carina.mount import Mount
 from carina.rpc.codec import decode, encode
 from carina.tasks import Exit, Process, ProcessInfo, Status, Stdio
 from carina.ttrpc.client import Client, dial
+from carina.typed import TypedValue
 from taskd import command
 from taskd.bundle import Bootstrap, Bundle
 from taskd.config import Config

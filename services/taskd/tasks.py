@@ -8,12 +8,13 @@ from typing import Final
 
 from carina import context
 from carina.aio.finish import finish
-from carina.containers import ContainerStore, TypedValue
+from carina.containers import ContainerStore
 from carina.descriptor import Descriptor
 from carina.errors import CarinaError, FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from carina.filters import Adaptor, adaptor, matcher
 from carina.mount import Mount
 from carina.tasks import NO_STDIO, Exit, Metric, Process, ProcessInfo, Status, Stdio
+from carina.typed import TypedValue
 from taskd.create import Request, create
 from taskd.registry import Registry
 from taskd.shim import Shim, checkpoint_path

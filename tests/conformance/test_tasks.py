@@ -260,7 +260,7 @@ async def test_missing(carina: World) -> None:
 async def test_failed_creation_leaves_nothing(carina: World) -> None:
     """A command that isn't there fails with the runtime's words, and leaves no bundle, shim, mount, task or event."""
     id = carina.add("/bin/absent")
-    with pytest.raises(CarinaError, match="/bin/absent.*no such file"):
+    with pytest.raises(CarinaError, match=r"/bin/absent.*no such file"):
         await carina.tasks.create(id, rootfs=carina.mounts)
     with pytest.raises(NotFound):
         await carina.tasks.get(id)

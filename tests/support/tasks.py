@@ -207,10 +207,10 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         base = Path("/sys/fs/cgroup")
-        for tasks in base.glob(f"*/{self.namespace}/*/cgroup.procs"):
-            for pid in tasks.read_text().split():
+        for processes in base.glob(f"*/{self.namespace}/*/cgroup.procs"):
+            for line in processes.read_text().split():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+                    os.kill(int(line), signal.SIGKILL)
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             if line.split()[4].startswith(str(self.directory)):
                 subprocess.run(["umount", "-l", line.split()[4]], check=False, capture_output=True)

@@ -17,13 +17,16 @@ MODES = ("hangs", "garbage", "fails", "nobody", "grpc", "silent", "dies", "nonse
 
 
 @pytest.fixture
-async def carina(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+async def carina(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
     await asyncio.to_thread(install, tmp_path / "shims", *MODES)
     monkeypatch.setenv("SHIM_CALLS", str(tmp_path / "calls"))
+    patience = getattr(request, "param", 0.4)
     settings = {
-        "start_seconds": 1,
-        "create_seconds": 1,
-        "call_seconds": 1,
+        "start_seconds": patience,
+        "create_seconds": patience,
+        "call_seconds": patience,
         "cleanup_seconds": 5,
         "shim_directories": f"['{tmp_path / 'shims'}']",
     }
@@ -34,7 +37,7 @@ async def carina(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 @pytest.mark.parametrize(
     ("mode", "error", "text"),
     [
-        ("hangs", Unavailable, "not finished within 1 s"),
+        ("hangs", Unavailable, "not finished within 0.4 s"),
         ("garbage", CarinaError, "answered no address"),
         ("fails", CarinaError, "no luck today"),
         ("nobody", Unavailable, "nobody.sock"),
@@ -59,19 +62,20 @@ async def test_creation_fails_clean(carina: World, mode: str, error: type[Carina
     assert carina.events.topics(id) == []
 
 
+@pytest.mark.parametrize("carina", [20.0], indirect=True)
 async def test_others_are_not_delayed(carina: World) -> None:
-    """While one shim hangs, other tasks are created and run as ever."""
-    stuck = [carina.add("true", runtime="io.carina.hangs.v1") for _ in range(40)]
-    async with asyncio.TaskGroup() as group:
-        creations = [group.create_task(_refused(carina, id)) for id in stuck]
-        await asyncio.sleep(0.2)
-        started = time.monotonic()
+    """While many shims hang, other tasks run as ever; a creation that is given up leaves nothing."""
+    stuck = [carina.add("true", runtime="io.carina.hangs.v1") for _ in range(20)]
+    creations = [asyncio.create_task(carina.tasks.create(id)) for id in stuck]
+    await asyncio.sleep(0.2)
+    async with asyncio.timeout(5):
         id = await carina.run("sh", "-c", "exit 4")
         assert (await carina.tasks.wait(id)).status == 4
-        assert not any(creation.done() for creation in creations) or time.monotonic() - started < 5
         await carina.tasks.delete(id)
-
-
-async def _refused(carina: World, id: str) -> None:
-    with pytest.raises(CarinaError):
-        await carina.tasks.create(id)
+    assert not any(creation.done() for creation in creations)
+    for creation in creations:
+        creation.cancel()
+    await asyncio.wait(creations)
+    assert all(creation.cancelled() for creation in creations)
+    assert [id for id in stuck if carina.bundle(id).exists()] == []
+    assert carina.shims() == []

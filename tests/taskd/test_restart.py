@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -24,14 +25,14 @@ async def carina() -> AsyncIterator[World]:
 async def test_killed_and_restarted(carina: World) -> None:
     """taskd is killed: the container runs on, is manageable after the restart, and its exit is reported once."""
     await carina.start_process()
-    id, brief = await carina.run("sleep", "100"), await carina.run("sleep", "1")
-    await carina.tasks.exec(id, "e1", exec_spec("sleep", "1"))
+    id, brief = await carina.run("sleep", "100"), await carina.run("sleep", "0.6")
+    await carina.tasks.exec(id, "e1", exec_spec("sleep", "0.6"))
     await carina.tasks.start(id, "e1")
     await carina.events.until("/tasks/exec-started", id)
     pid = (await carina.tasks.get(id)).pid
     await asyncio.to_thread(carina.kill_process)
     os.kill(pid, 0)
-    await asyncio.sleep(1.2)  # both short ones end while nobody listens
+    await asyncio.sleep(0.7)  # both short ones end while nobody listens
     asked = carina.containers.asked
     await carina.start_process()
     state = await carina.tasks.get(id)
@@ -42,7 +43,7 @@ async def test_killed_and_restarted(carina: World) -> None:
     assert (await carina.tasks.wait(id)).status == 137
     for each in (id, brief):
         await carina.tasks.delete(each)
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(0.6)
     assert [(exit.id, exit.exit_status) for exit in carina.events.exits(brief)] == [(brief, 0)]
     assert sorted((exit.id, exit.exit_status) for exit in carina.events.exits(id)) == sorted([("e1", 0), (id, 137)])
     assert carina.containers.asked == asked
@@ -66,19 +67,27 @@ async def test_shim_killed(carina: World) -> None:
                 await asyncio.sleep(0.01)
         with pytest.raises(NotFound):
             await carina.tasks.get(id)
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+        assert _state(pid) in ("", "Z")
         assert [task.container_id for task in await carina.tasks.list()] == [other]
         await carina.tasks.kill(other, signal.SIGKILL)
         await carina.tasks.wait(other)
         await carina.tasks.delete(other)
 
 
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+def _shims(carina: World, id: str) -> list[int]:
+    return [pid for pid in carina.shims() if id in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
 def _kill_shims(carina: World, id: str) -> None:
-    for pid in carina.shims():
-        with open(f"/proc/{pid}/cmdline") as file:
-            if id in file.read():
-                os.kill(pid, signal.SIGKILL)
+    for pid in _shims(carina, id):
+        os.kill(pid, signal.SIGKILL)
 
 
 async def test_shim_killed_while_away(carina: World) -> None:
@@ -100,7 +109,7 @@ async def test_wedged_shim_after_restart(carina: World) -> None:
     """After a restart a shim that doesn't answer delays nobody but those who ask for its task."""
     async with carina.local():
         wedged, well = await carina.run("sleep", "100"), await carina.run("sleep", "100")
-    shims = [pid for pid in carina.shims() if wedged in open(f"/proc/{pid}/cmdline").read()]  # noqa: SIM115
+    shims = _shims(carina, wedged)
     for pid in shims:
         os.kill(pid, signal.SIGSTOP)
     try:
