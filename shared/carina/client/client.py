@@ -7,26 +7,22 @@ async with Client("unix:///run/carina/carina.sock") as client:
 """
 
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from carina.config import socket_path
-from carina.containers import ContainerStore
-from carina.containers.client import RemoteContainerStore
-from carina.content import ContentStore
-from carina.content.client import RemoteContentStore
-from carina.events import EventService
-from carina.events.client import RemoteEventService
-from carina.images import ImageStore
-from carina.images.client import RemoteImageStore
-from carina.leases import LeaseManager
-from carina.leases.client import RemoteLeaseManager
-from carina.namespaces import NamespaceStore
-from carina.namespaces.client import RemoteNamespaceStore
 from carina.rpc.client import Channel, connect
-from carina.snapshots import Snapshotter
-from carina.snapshots.client import RemoteSnapshotter
-from carina.tasks import TaskService
-from carina.tasks.client import RemoteTaskService
+
+if TYPE_CHECKING:
+    from carina.containers import ContainerStore
+    from carina.content import ContentStore
+    from carina.events import EventService
+    from carina.images import ImageStore
+    from carina.leases import LeaseManager
+    from carina.namespaces import NamespaceStore
+    from carina.snapshots import Snapshotter
+    from carina.tasks import TaskService
+
+# An adapter is imported when it is first used: a command that lists images need not load the messages of tasks.
 
 
 class Client:
@@ -40,10 +36,10 @@ class Client:
         self,
         address: str,
         *,
-        content: ContentStore | None = None,
-        images: ImageStore | None = None,
-        tasks: TaskService | None = None,
-        snapshotters: dict[str, Snapshotter] | None = None,
+        content: "ContentStore | None" = None,
+        images: "ImageStore | None" = None,
+        tasks: "TaskService | None" = None,
+        snapshotters: "dict[str, Snapshotter] | None" = None,
     ) -> None:
         socket_path(address)
         self.address = address
@@ -55,35 +51,51 @@ class Client:
         return connect(self.address)
 
     @cached_property
-    def content(self) -> ContentStore:
+    def content(self) -> "ContentStore":
+        from carina.content.client import RemoteContentStore
+
         return self._content or RemoteContentStore(self.channel)
 
     @cached_property
-    def images(self) -> ImageStore:
+    def images(self) -> "ImageStore":
+        from carina.images.client import RemoteImageStore
+
         return self._images or RemoteImageStore(self.channel)
 
     @cached_property
-    def containers(self) -> ContainerStore:
+    def containers(self) -> "ContainerStore":
+        from carina.containers.client import RemoteContainerStore
+
         return RemoteContainerStore(self.channel)
 
     @cached_property
-    def namespaces(self) -> NamespaceStore:
+    def namespaces(self) -> "NamespaceStore":
+        from carina.namespaces.client import RemoteNamespaceStore
+
         return RemoteNamespaceStore(self.channel)
 
     @cached_property
-    def leases(self) -> LeaseManager:
+    def leases(self) -> "LeaseManager":
+        from carina.leases.client import RemoteLeaseManager
+
         return RemoteLeaseManager(self.channel)
 
     @cached_property
-    def events(self) -> EventService:
+    def events(self) -> "EventService":
+        from carina.events.client import RemoteEventService
+
         return RemoteEventService(self.channel)
 
     @cached_property
-    def tasks(self) -> TaskService:
+    def tasks(self) -> "TaskService":
+        from carina.tasks.client import RemoteTaskService
+
         return self._tasks or RemoteTaskService(self.channel)
 
-    def snapshotter(self, name: str) -> Snapshotter:
+    def snapshotter(self, name: str) -> "Snapshotter":
         """The snapshotter of that name."""
+        from carina.snapshots.client import RemoteSnapshotter
+
         if name not in self._snapshotters:
             self._snapshotters[name] = RemoteSnapshotter(self.channel, name)
         return self._snapshotters[name]
