@@ -188,13 +188,11 @@ def close_ingest(connection: sqlite3.Connection, namespace: str, ref: str) -> No
 
 
 def discard_ingest(connection: sqlite3.Connection, namespace: str, ref: str) -> None:
-    """Remove an ingest: the back end is to forget it, and the blob that it may have become without our knowledge."""
+    """Remove an ingest; the back end is to forget it, and the blob that it may have become without our knowledge."""
     ingest = find_ingest(connection, namespace, ref)
     close_ingest(connection, namespace, ref)
     if ingest is not None:
-        tombstones.bury_ingest(connection, ingest.backend_ref)
-        if ingest.expected is not None:
-            tombstones.bury_content(connection, ingest.expected, ingest.total)
+        tombstones.bury_ingest(connection, ingest.backend_ref, None if ingest.shared else ingest.expected)
 
 
 def shareable(connection: sqlite3.Connection, digest: str) -> bool:

@@ -188,8 +188,7 @@ class NamespacedContentStore:
         def remove(transaction: Transaction) -> Ingest:
             connection = transaction.connection
             ingest = blobs.get_ingest(connection, namespace, ref)
-            blobs.close_ingest(connection, namespace, ref)
-            tombstones.bury_ingest(connection, ingest.backend_ref)
+            blobs.discard_ingest(connection, namespace, ref)
             transaction.deletion = True
             return ingest
 

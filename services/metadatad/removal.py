@@ -78,8 +78,13 @@ class ContentRemover:
                 async with self._peer.answering():
                     await (self._delete(key) if tombstone.type == "content" else self._backend.abort(key))
             except NotFound:
-                pass
+                await self._bury_result(tombstone)
             return True
+
+    async def _bury_result(self, tombstone: Tombstone) -> None:
+        expected = tombstone.expected
+        if expected is not None:
+            await self._records.database.write(lambda connection: tombstones.bury_content(connection, expected, 0))
 
     async def _delete(self, key: str) -> None:
         await self._backend.delete(Digest(key))

@@ -17,6 +17,8 @@ class Tombstone:
     """`content`, `ingest` or `snapshot`."""
     key: str
     size: int
+    expected: str | None
+    """Of an ingest: the blob that it became if the back end no longer has it."""
 
 
 def backend_key(connection: sqlite3.Connection, namespace: str, key: str) -> str:
@@ -36,8 +38,9 @@ def bury_content(connection: sqlite3.Connection, digest: str, size: int) -> bool
     return True
 
 
-def bury_ingest(connection: sqlite3.Connection, backend_ref: str) -> None:
-    _bury(connection, "ingest", "", backend_ref, 0)
+def bury_ingest(connection: sqlite3.Connection, backend_ref: str, expected: str | None) -> None:
+    """Have the back end abort an ingest; where it is gone there, it has become the expected blob (`bury_content`)."""
+    _bury(connection, "ingest", "", backend_ref, 0, expected)
 
 
 def bury_snapshot(connection: sqlite3.Connection, snapshotter: str, key: str) -> None:
@@ -85,7 +88,7 @@ def waiting(connection: sqlite3.Connection, types: Sequence[str], backend: str, 
     """The oldest tombstones of a back end; snapshots were buried children first."""
     marks = ", ".join("?" for _ in types)
     rows = connection.execute(
-        f"SELECT id, type, key, size FROM tombstones WHERE type IN ({marks}) AND backend = ? "  # noqa: S608
+        f"SELECT id, type, key, size, expected FROM tombstones WHERE type IN ({marks}) AND backend = ? "  # noqa: S608
         "ORDER BY id LIMIT ?",
         (*types, backend, limit),
     )
@@ -104,8 +107,10 @@ def drop(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
     connection.executemany("DELETE FROM tombstones WHERE id = ?", [(id,) for id in ids])
 
 
-def _bury(connection: sqlite3.Connection, type: str, backend: str, key: str, size: int) -> None:
+def _bury(
+    connection: sqlite3.Connection, type: str, backend: str, key: str, size: int, expected: str | None = None
+) -> None:
     connection.execute(
-        "INSERT OR IGNORE INTO tombstones (type, backend, key, size, created_at) VALUES (?, ?, ?, ?, ?)",
-        (type, backend, key, size, now()),
+        "INSERT OR IGNORE INTO tombstones (type, backend, key, size, expected, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (type, backend, key, size, expected, now()),
     )

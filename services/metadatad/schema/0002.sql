@@ -39,6 +39,7 @@ CREATE TABLE tombstones (
     backend     TEXT NOT NULL,                  -- name of the snapshotter; empty for content and ingests
     key         TEXT NOT NULL,                  -- digest, back-end ref or back-end key
     size        INTEGER NOT NULL DEFAULT 0,
+    expected    TEXT,                           -- of an ingest: the blob that it may have become without our knowledge
     created_at  INTEGER NOT NULL,
     UNIQUE (type, backend, key)
 ) STRICT;
