@@ -14,9 +14,10 @@ from carina.tasks import Exit, Stdio
 from carina.typed import TypedValue
 from taskd import log as shim_log
 from taskd.bundle import Bundle
+from taskd.leftovers import kill_leftovers
 from taskd.registry import Registry
 from taskd.runtime import find_shim, is_runc
-from taskd.shim import kill_leftovers, restore_path, runc_options
+from taskd.shim import restore_path, runc_options
 from taskd.task import Phase, Task
 
 log = logging.getLogger(__name__)

@@ -23,9 +23,10 @@ from carina.tasks import Exit
 from taskd import rpc
 from taskd.bundle import Bootstrap
 from taskd.config import Config
+from taskd.leftovers import kill_leftovers
 from taskd.outbox import Kind, Outbox
 from taskd.process import Process
-from taskd.shim import Launcher, Shim, kill_leftovers
+from taskd.shim import Launcher, Shim
 from taskd.task import Phase, Task
 
 KILLED: Final = 137

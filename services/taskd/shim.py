@@ -6,9 +6,7 @@ the address of the shim that is there already, and they share our connection too
 
 import json
 import logging
-import os
 import re
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -25,14 +23,7 @@ from carina.api.containerd.runtime.bootstrap.v1 import BootstrapParams, Bootstra
 from carina.api.containerd.task import v2 as wire
 from carina.api.google.protobuf import Any, Empty
 from carina.config import socket_path
-from carina.errors import (
-    CarinaError,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    Unavailable,
-    Unimplemented,
-)
+from carina.errors import CarinaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
 from carina.mount import Mount
 from carina.rpc.codec import decode, encode
 from carina.tasks import Exit, Process, ProcessInfo, Status, Stdio
@@ -268,6 +259,8 @@ class Launcher:
     """Runs the binaries of shims."""
 
     config: Config
+    versions: dict[tuple[Path, int, int], tuple[int, int]] = field(default_factory=dict)
+    """What binaries have said of themselves, as long as they are the same files."""
 
     def _arguments(self, namespace: str, id: str, *last: str) -> list[str]:
         names = ("-namespace", namespace, "-address", str(self.config.gateway))
@@ -320,9 +313,13 @@ class Launcher:
         """Version of one of containerd's own shims, (0, 0) for others: theirs say nothing of what `start` reads."""
         if not is_runc(binary):
             return 0, 0
-        output = await command.run(binary, ["-v"], seconds=self.config.start_seconds)
-        found = _VERSION.search(output.stdout)
-        return (int(found[1]), int(found[2])) if found else (0, 0)
+        status = await in_thread(binary.stat)
+        key = (binary, status.st_mtime_ns, status.st_ino)
+        if key not in self.versions:
+            output = await command.run(binary, ["-v"], seconds=self.config.start_seconds)
+            found = _VERSION.search(output.stdout)
+            self.versions[key] = (int(found[1]), int(found[2])) if found else (0, 0)
+        return self.versions[key]
 
     async def delete(self, bundle: Bundle, binary: Path) -> Exit:
         """Have what a dead shim left behind removed: its container's processes, mounts and cgroups.
@@ -399,29 +396,3 @@ def _parse_json(output: bytes) -> Bootstrap | None:
         address=str(found.get("address", "")),
         protocol=str(found.get("protocol") or "ttrpc"),
     )
-
-
-def _kill_leftovers(bundle: Bundle) -> int:
-    """Kill processes whose working directory is the bundle: a shim that nobody can reach any more."""
-    count = 0
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        try:
-            descriptor = os.pidfd_open(int(name))
-        except OSError:
-            continue
-        try:
-            if os.readlink(f"/proc/{name}/cwd") == str(bundle.path):
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                count += 1
-        except OSError:
-            continue
-        finally:
-            os.close(descriptor)
-    return count
-
-
-async def kill_leftovers(bundle: Bundle) -> None:
-    if await in_thread(_kill_leftovers, bundle):
-        log.warning("task %s/%s: killed a shim that did not answer", bundle.namespace, bundle.id)
