@@ -1,15 +1,14 @@
 """The descriptor lane's second socket: a one-time token is redeemed for one open file descriptor (SCM_RIGHTS)."""
 
 import asyncio
-import contextlib
 import os
 import secrets
 import socket
 import struct
-import time
 from pathlib import Path
 from typing import Final, Self
 
+from carina.aio.threads import in_thread
 from carina.errors import NotFound, ResourceExhausted, Unavailable
 
 LIFETIME: Final = 30.0
@@ -22,29 +21,24 @@ class LaneServer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._offers: dict[bytes, tuple[int, float]] = {}
+        self._offers: dict[bytes, tuple[int, asyncio.TimerHandle]] = {}
 
     def offer(self, descriptor: int) -> bytes:
-        """Take a descriptor over and return its token, good for one use within 30 s."""
-        self._expire()
+        """Take a descriptor over and return its token, good for one use within 30 s; then the descriptor is closed."""
         if len(self._offers) >= MAX_OFFERS:
             os.close(descriptor)
             raise ResourceExhausted(f"{self.path}: {MAX_OFFERS} descriptors wait to be fetched")
         token = secrets.token_bytes(TOKEN)
-        self._offers[token] = (descriptor, time.monotonic() + LIFETIME)
+        expiry = asyncio.get_running_loop().call_later(LIFETIME, self._expire, token)
+        self._offers[token] = (descriptor, expiry)
         return token
 
-    def _expire(self) -> None:
-        now = time.monotonic()
-        for token in [token for token, (_, limit) in self._offers.items() if limit < now]:
-            os.close(self._offers.pop(token)[0])
+    def _expire(self, token: bytes) -> None:
+        descriptor, _ = self._offers.pop(token)
+        os.close(descriptor)
 
     async def __aenter__(self) -> Self:
-        self.path.unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._socket.bind(os.fspath(self.path))
-        self.path.chmod(0o660)
-        self._socket.listen(128)
+        self._socket = await in_thread(_bind, self.path)
         asyncio.get_running_loop().add_reader(self._socket, self._accept)
         return self
 
@@ -67,11 +61,16 @@ class LaneServer:
         try:
             _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             token = peer.recv(TOKEN)
-            descriptor, limit = self._offers.pop(token, (-1, 0.0))
-            if descriptor >= 0:
-                with contextlib.closing(os.fdopen(descriptor, "rb", closefd=True, buffering=0)):
-                    if limit >= time.monotonic() and uid in (0, os.geteuid()):
-                        socket.send_fds(peer, [b"1"], [descriptor])
+            offered = self._offers.pop(token, None)
+            if offered is None:
+                return
+            descriptor, expiry = offered
+            expiry.cancel()
+            try:
+                if uid in (0, os.geteuid()):
+                    socket.send_fds(peer, [b"1"], [descriptor])
+            finally:
+                os.close(descriptor)
         except OSError:
             pass
         finally:
@@ -80,10 +79,21 @@ class LaneServer:
     async def __aexit__(self, *args: object) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
-        self.path.unlink(missing_ok=True)
-        for descriptor, _ in self._offers.values():
+        for descriptor, expiry in self._offers.values():
+            expiry.cancel()
             os.close(descriptor)
         self._offers.clear()
+        await in_thread(self.path.unlink, missing_ok=True)
+
+
+def _bind(path: Path) -> socket.socket:
+    """A listening socket at `path`, in place of one that an earlier process left."""
+    path.unlink(missing_ok=True)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    made.bind(os.fspath(path))
+    path.chmod(0o660)
+    made.listen(128)
+    return made
 
 
 async def redeem(address: str, token: bytes) -> int:
@@ -93,7 +103,7 @@ async def redeem(address: str, token: bytes) -> int:
         Unavailable: nobody answers at the address.
         NotFound: the token is used, expired or unknown.
     """
-    return await asyncio.to_thread(_redeem, address.removeprefix("unix://"), token)
+    return await in_thread(_redeem, address.removeprefix("unix://"), token)
 
 
 def _redeem(path: str, token: bytes) -> int:
