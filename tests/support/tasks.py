@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -214,9 +215,13 @@ class World:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             if line.split()[4].startswith(str(self.directory)):
                 subprocess.run(["umount", "-l", line.split()[4]], check=False, capture_output=True)
-        for directory in [*base.glob(f"*/{self.namespace}/*"), *base.glob(f"*/{self.namespace}")]:
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+        end = time.monotonic() + 2
+        while left := [*base.glob(f"*/{self.namespace}/*/"), *base.glob(f"*/{self.namespace}/")]:
+            for directory in left:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+            if time.monotonic() > end:
+                break
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
