@@ -46,6 +46,6 @@ async def _ask(part: Introspection) -> tuple[Sequence[Plugin], str]:
 def _own(answers: Mapping[str, tuple[Sequence[Plugin], str]]) -> list[Plugin]:
     """The services of the API, each as sound as what stands behind it."""
     return [
-        Plugin(type=TYPE, id=name, error=answers[daemon][1] if daemon in answers else "")
+        Plugin(type=TYPE, id=name, error=answers[daemon][1] if daemon is not None else "")
         for name, daemon in routes.PLUGINS.items()
     ]

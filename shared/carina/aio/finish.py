@@ -12,7 +12,7 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
 
     If `work` fails after the caller was cancelled, its error becomes the context of the cancellation.
     """
-    task = asyncio.get_running_loop().create_task(work, name=f"finish {work.__qualname__}")
+    task = asyncio.get_running_loop().create_task(work, name="finish")
     return await settle(task)
 
 
@@ -26,6 +26,4 @@ async def settle(future: "asyncio.Future[T]") -> T:
             cancelled = error
     if cancelled is None:
         return future.result()
-    if not future.cancelled() and (error := future.exception()) is not None:
-        raise cancelled from error
-    raise cancelled
+    raise cancelled from (None if future.cancelled() else future.exception())

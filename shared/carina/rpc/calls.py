@@ -98,11 +98,8 @@ def _accepted(extra: Any) -> Headers:
 
 def finish(stream: Stream, status: Status, text: str | None = None, *, accepted: bool) -> None:
     """Trailers, as the whole answer if nothing was sent before; a client that still sends is told to stop."""
-    if status is Status.OK and accepted:
-        trailers = metadata.DONE
-    else:
-        trailers = metadata.trailers(status, text, only=not accepted)
-    stream.send_headers(trailers, end=True)
+    good = status is Status.OK and accepted
+    stream.send_headers(metadata.DONE if good else metadata.trailers(status, text, only=not accepted), end=True)
     if not stream.remote_closed:
         stream.reset(Code.NO_ERROR)
 

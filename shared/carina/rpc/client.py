@@ -102,7 +102,7 @@ class Channel(grpclib.client.Channel):
         self._all.add(connection)
         return connection
 
-    def request(  # type: ignore[override]
+    def request(
         self,
         name: str,
         cardinality: Cardinality,
@@ -160,7 +160,7 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
         deadline: float | None,
         extra: Any,
     ) -> None:
-        self._channel = channel
+        self._to = channel
         self._path = path
         self._cardinality = cardinality
         self._reply_type = reply_type
@@ -183,7 +183,7 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
             if remaining <= 0:
                 raise self._late()
             limit = metadata.timeout(remaining)
-        connection = self._channel.ready() or await self._open()
+        connection = self._to.ready() or await self._open()
         self._wire = Stream(connection)
         connection.start(self._wire, _request(self._path, limit, self._pairs), end=end)
         if self._limit is not None:
@@ -191,16 +191,16 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
 
     async def _open(self) -> Connection:
         if self._limit is None:
-            return await self._channel.open()
+            return await self._to.open()
         timer = asyncio.timeout(self._limit - time.monotonic())
         try:
             async with timer:
-                return await self._channel.open()
+                return await self._to.open()
         except TimeoutError:
             raise self._late() from None
 
     def _late(self) -> errors.DeadlineExceeded:
-        return errors.DeadlineExceeded(f"{self._path}: no answer from {self._channel.address} in the time given")
+        return errors.DeadlineExceeded(f"{self._path}: no answer from {self._to.address} in the time given")
 
     def _expire(self) -> None:
         if self._wire is not None and not self._wire.ended:
@@ -244,7 +244,7 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
         try:
             return codec.decode(self._reply_type, data)
         except errors.InvalidArgument as error:
-            raise errors.Internal(f"{self._path}: the answer from {self._channel.address} is wrong: {error}") from error
+            raise errors.Internal(f"{self._path}: the answer from {self._to.address} is wrong: {error}") from error
 
     async def recv_trailing_metadata(self) -> None:
         """Wait for the end of the call. Raises what its status says."""
@@ -278,7 +278,7 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
         except GRPCError as said:
             return codes.to_domain(said)
         status = Status.UNAVAILABLE if error.code is None else _RESET.get(error.code, Status.INTERNAL)
-        return codes.CLASS_OF[status](f"{self._path}: the call to {self._channel.address} was cut: {error}")
+        return codes.CLASS_OF[status](f"{self._path}: the call to {self._to.address} was cut: {error}")
 
     async def cancel(self) -> None:
         if self._wire is not None:
@@ -289,7 +289,7 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
             if error is None and self._wire is not None:
                 await self.recv_trailing_metadata()
                 if not self._cardinality.server_streaming and not self._received:
-                    raise errors.Internal(f"{self._path}: {self._channel.address} sent no answer")
+                    raise errors.Internal(f"{self._path}: {self._to.address} sent no answer")
         finally:
             if self._timer is not None:
                 self._timer.cancel()

@@ -53,7 +53,7 @@ def coder(kind: type[betterproto2.Message]) -> Coder:
     known = _coders.get(kind)
     if known is not None:
         return known
-    fields = [_field(kind, name, meta) for name, meta in kind._betterproto.meta_by_field_name.items()]
+    fields = [_field(kind, name, meta) for name, meta in _meta(kind).meta_by_field_name.items()]
     scope: dict[str, Any] = {"wire": wire, "varint": wire.varint, "read_varint": wire.read_varint, "kind": kind}
     scope |= {"Malformed": wire.Malformed, "new": object.__new__, "SHORT": wire.SHORT}
     for field in fields:
@@ -68,11 +68,16 @@ def coder(kind: type[betterproto2.Message]) -> Coder:
     return made
 
 
+def _meta(kind: type[betterproto2.Message]) -> betterproto2.ProtoClassMetadata:
+    meta: betterproto2.ProtoClassMetadata = kind._betterproto  # type: ignore[arg-type]
+    return meta
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Field:
     name: str
     number: int
-    type: str
+    kind: str
     repeated: bool
     presence: bool
     """None is distinct from the zero value."""
@@ -93,9 +98,9 @@ class _Field:
 
     @property
     def wire_kind(self) -> int:
-        if self.type in _FIXED:
-            return _FIXED[self.type][1]
-        return wire.DELIMITED if self.type in ("string", "bytes", "message", "map") else wire.VARINT
+        if self.kind in _FIXED:
+            return _FIXED[self.kind][1]
+        return wire.DELIMITED if self.kind in ("string", "bytes", "message", "map") else wire.VARINT
 
     @property
     def packable(self) -> bool:
@@ -105,16 +110,16 @@ class _Field:
     def initial(self) -> str:
         if self.repeated:
             return "[]"
-        if self.type == "map":
+        if self.kind == "map":
             return "{}"
         if self.presence:
             return "None"
-        return f"enum_{self.number}(0)" if self.type == "enum" else _ZERO.get(self.type, "0")
+        return f"enum_{self.number}(0)" if self.kind == "enum" else _ZERO.get(self.kind, "0")
 
 
 def _field(kind: type[betterproto2.Message], name: str, meta: FieldMetadata) -> _Field:
-    classes = kind._betterproto.cls_by_field
-    others = kind._betterproto.oneof_field_by_group.get(meta.group, set()) if meta.group else set()
+    classes = _meta(kind).cls_by_field
+    others = _meta(kind).oneof_field_by_group.get(meta.group, set()) if meta.group else set()
     group = tuple(sorted(FieldMetadata.get(field).number for field in others if field.name != name))
     if meta.proto_type != "map":
         return _plain(name, meta, classes[name], group=group)
@@ -124,7 +129,7 @@ def _field(kind: type[betterproto2.Message], name: str, meta: FieldMetadata) -> 
     return _Field(
         name=name,
         number=meta.number,
-        type="map",
+        kind="map",
         repeated=False,
         presence=False,
         group=(),
@@ -136,10 +141,12 @@ def _field(kind: type[betterproto2.Message], name: str, meta: FieldMetadata) -> 
 
 
 def _plain(
-    name: str, meta: FieldMetadata, class_: type, *, group: tuple[int, ...] = (), number: int | None = None
+    name: str, meta: FieldMetadata, class_: Any, *, group: tuple[int, ...] = (), number: int | None = None
 ) -> _Field:
     number = meta.number if number is None else number
-    kind, scope, message = meta.proto_type, {}, None
+    kind = meta.proto_type
+    scope: dict[str, Any] = {}
+    message: type[betterproto2.Message] | None = None
     if kind == "message":
         wrapper = meta.unwrap() if meta.unwrap else None
         if wrapper is Timestamp:
@@ -150,14 +157,14 @@ def _plain(
             message = class_
             scope = {f"class_{number}": class_}
     elif kind == "enum":
-        scope = {f"enum_{number}": class_, f"known_{number}": class_._value2member_map_}  # type: ignore[attr-defined]
+        scope = {f"enum_{number}": class_, f"known_{number}": class_._value2member_map_}
     elif kind in _FIXED:
         packer = struct.Struct(_FIXED[kind][0])
         scope = {f"pack_{number}": packer.pack, f"unpack_{number}": packer.unpack_from}
     return _Field(
         name=name,
         number=number,
-        type=kind,
+        kind=kind,
         repeated=bool(meta.repeated),
         presence=bool(meta.optional) or bool(meta.group) or kind == "message",
         group=group,
@@ -183,13 +190,13 @@ def _encoder(fields: list[_Field]) -> Iterator[str]:
         if field.repeated:
             yield "    if value:"
             yield from _indent(8, _encode_packed(field) if field.packable else _encode_each(field))
-        elif field.type == "map":
+        elif field.kind == "map":
             yield "    if value:"
             yield from _indent(8, _encode_map(field))
         elif field.presence:
             yield "    if value is not None:"
             yield from _indent(8, _encode_one(field))
-        elif field.type in ("float", "double"):
+        elif field.kind in ("float", "double"):
             yield "    if value or str(value) == '-0.0':"
             yield from _indent(8, _encode_one(field))
         else:
@@ -212,7 +219,7 @@ def _encode_one(field: _Field, value: str = "value") -> Iterator[str]:
         yield "size = len(data)"
         yield f"put({tag!r} + (SHORT[size] if size < 1024 else varint(size)))"
         yield "put(data)"
-    elif field.type == "bool":
+    elif field.kind == "bool":
         yield f"put({tag + bytes([1])!r} if {value} else {tag + bytes([0])!r})"
     else:
         yield from _check_limits(field, value)
@@ -220,24 +227,24 @@ def _encode_one(field: _Field, value: str = "value") -> Iterator[str]:
 
 
 def _check_limits(field: _Field, value: str) -> Iterator[str]:
-    if field.type in _LIMITS:
-        low, high = _LIMITS[field.type]
+    if field.kind in _LIMITS:
+        low, high = _LIMITS[field.kind]
         yield f"if not {low} <= {value} <= {high}:"
         yield f"    raise OverflowError('field {field.name} does not fit into its type')"
 
 
 def _to_bytes(field: _Field, value: str) -> str:
-    if field.type == "string":
+    if field.kind == "string":
         return f"{value}.encode()"
-    return value if field.type == "bytes" else f"encode_{field.number}({value})"
+    return value if field.kind == "bytes" else f"encode_{field.number}({value})"
 
 
 def _to_number(field: _Field, value: str) -> str:
-    if field.type in _FIXED:
+    if field.kind in _FIXED:
         return f"pack_{field.number}({value})"
-    if field.type in ("sint32", "sint64"):
+    if field.kind in ("sint32", "sint64"):
         return f"varint({value} << 1 if {value} >= 0 else ~({value} << 1))"
-    return f"(b'\\x01' if {value} else b'\\x00')" if field.type == "bool" else f"varint({value})"
+    return f"(b'\\x01' if {value} else b'\\x00')" if field.kind == "bool" else f"varint({value})"
 
 
 def _encode_each(field: _Field) -> Iterator[str]:
@@ -311,13 +318,13 @@ def _decoder(fields: list[_Field]) -> Iterator[str]:
 
 
 def _decode_field(field: _Field) -> Iterator[str]:
-    if field.type == "map":
+    if field.kind == "map":
         yield f"if tag == {field.tag()}:"
         yield from _indent(4, _decode_map(field))
         return
     yield f"if tag == {field.tag()}:"
     target = "item" if field.repeated else field.local
-    if field.type == "message":
+    if field.kind == "message":
         yield from _indent(4, _decode_message(field, target))
     else:
         yield from _indent(4, _decode_scalar(field, target, "end"))
@@ -347,12 +354,12 @@ def _decode_length(end: str = "end", stop: str = "stop") -> Iterator[str]:
 
 
 def _decode_scalar(field: _Field, target: str, end: str) -> Iterator[str]:
-    if field.type in ("string", "bytes"):
+    if field.kind in ("string", "bytes"):
         yield from _decode_length(end)
-        yield f"{target} = " + ("str(data[at:stop], 'utf-8')" if field.type == "string" else "data[at:stop]")
+        yield f"{target} = " + ("str(data[at:stop], 'utf-8')" if field.kind == "string" else "data[at:stop]")
         yield "at = stop"
         return
-    if field.type in _FIXED:
+    if field.kind in _FIXED:
         yield f"{target}, = unpack_{field.number}(data, at)"
         yield f"at += {8 if field.wire_kind == wire.FIXED64 else 4}"
         return
@@ -365,7 +372,7 @@ def _decode_scalar(field: _Field, target: str, end: str) -> Iterator[str]:
 
 def _from_number(field: _Field) -> str:
     signed32 = "(number & 0xFFFFFFFF ^ 0x80000000) - 0x80000000"
-    match field.type:
+    match field.kind:
         case "bool":
             return "number != 0"
         case "int32":
@@ -388,7 +395,7 @@ def _from_number(field: _Field) -> str:
 def _decode_message(field: _Field, target: str) -> Iterator[str]:
     yield from _decode_length()
     value = f"decode_{field.number}(data, at, stop)"
-    if field.repeated or field.message is None:
+    if field.repeated:
         yield f"{target} = {value}"
     else:
         # A message that is sent in several parts is the parts merged.
@@ -407,7 +414,7 @@ def _decode_map(field: _Field) -> Iterator[str]:
     value_tag = 2 << 3 | value.wire_kind
     yield from _decode_length(stop="last")
     yield f"key = {field.key.initial}"
-    yield f"item = {'None' if value.type == 'message' else value.initial}"
+    yield f"item = {'None' if value.kind == 'message' else value.initial}"
     yield "while at < last:"
     yield "    tag = data[at]"
     yield "    at += 1"
@@ -416,7 +423,7 @@ def _decode_map(field: _Field) -> Iterator[str]:
     yield f"    if tag == {field.key.tag()}:"
     yield from _indent(8, _decode_scalar(field.key, "key", "last"))
     yield f"    elif tag == {value_tag}:"
-    if value.type == "message":
+    if value.kind == "message":
         yield from _indent(8, _decode_length("last"))
         yield f"        item = decode_{value.number}(data, at, stop)"
         yield "        at = stop"
@@ -428,7 +435,7 @@ def _decode_map(field: _Field) -> Iterator[str]:
     yield "        at = wire.skip(data, at, last, tag=tag)"
     yield "if at != last:"
     yield "    raise Malformed('a field is cut off')"
-    if value.type == "message":
+    if value.kind == "message":
         yield "if item is None:"
         yield f"    item = decode_{value.number}(b'', 0, 0)"
     yield f"{field.local}[key] = item"

@@ -16,25 +16,16 @@ from typing import Final, Protocol
 from carina.rpc import frames
 from carina.rpc.frames import Code
 from carina.rpc.headers import Decoder, Headers, Unreadable
+from carina.rpc.reader import Broken, Reader
 
 log = logging.getLogger(__name__)
 
 STREAM_WINDOW: Final = 4 << 20
 CONNECTION_WINDOW: Final = 16 << 20
 MAX_INBOUND_STREAMS: Final = 100_000
-MAX_CONTINUATIONS: Final = 1024
-MAX_BLOCK: Final = 4 << 20
 WRITE_BUFFER: Final = 1 << 20
 MAX_UNSENT_CONTROL: Final = 1 << 20
 """Bytes of answers to pings and settings that a peer may leave unread."""
-
-
-class Broken(Exception):
-    """The peer breaks the protocol: the connection ends."""
-
-    def __init__(self, code: Code, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class Receiver(Protocol):
@@ -84,11 +75,8 @@ class Connection(asyncio.Protocol):
         self._decoder = Decoder()
         self._out: list[bytes] = []
         self._out_size = 0
-        self._partial = bytearray()
-        self._needed = 0 if client else len(frames.PREFACE)
-        self._greeted = client
-        self._block: tuple[int, int, bytearray, int] | None = None
-        self._data: tuple[Receiver | None, int, bool] | None = None
+        self._reader = Reader(self, preface=not client)
+        self._data: tuple[Receiver | None, bool] = None, False
         self._said_size_update = False
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.greeting: asyncio.Future[None] | None = None
@@ -283,71 +271,14 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         try:
-            self._read(data)
+            self._reader.feed(data)
         except Broken as error:
             log.debug("connection closed: %s", error)
             self._write(frames.goaway(self._highest, error.code, str(error).encode()))
             self.close()
 
-    def _read(self, data: bytes) -> None:
-        if self._partial:
-            self._partial += data
-            if len(self._partial) < self._needed:
-                return
-            data = bytes(self._partial)
-            self._partial.clear()
-        at, end = 0, len(data)
-        if not self._greeted:
-            if not frames.PREFACE.startswith(data[: len(frames.PREFACE)]):
-                raise Broken(Code.PROTOCOL_ERROR, "this is not HTTP/2 with prior knowledge")
-            if end < len(frames.PREFACE):
-                self._partial += data
-                return
-            at, self._greeted = len(frames.PREFACE), True
-        while at < end:
-            if self._data is not None:
-                at = self._read_data(data, at, end)
-                continue
-            if end - at < 9:
-                self._needed = 9
-                break
-            high, low, kind, flags, stream = frames.HEAD.unpack_from(data, at)
-            size = high << 16 | low
-            stream &= frames.MAX_STREAM
-            if size > frames.MAX_FRAME:
-                raise Broken(Code.FRAME_SIZE_ERROR, f"a frame of {size} bytes is too large")
-            if kind == frames.DATA and not flags & frames.PADDED and size:
-                if self._block is not None:
-                    raise Broken(Code.PROTOCOL_ERROR, "a block of headers was interrupted")
-                self._begin_data(stream, size, size, ended=bool(flags & frames.END_STREAM))
-                at += 9
-                continue
-            if end - at < 9 + size:
-                self._needed = 9 + size
-                break
-            at += 9
-            self._frame(kind, flags, stream, data[at : at + size])
-            at += size
-            if self.closed:
-                return
-        if at < end:
-            self._partial += data[at:]
-
-    def _frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if self._block is not None and (kind != frames.CONTINUATION or stream != self._block[0]):
-            raise Broken(Code.PROTOCOL_ERROR, "a block of headers was interrupted")
-        reader = _READERS.get(kind)
-        if reader is not None:
-            reader(self, flags, stream, payload)
-
-    def _padded_data(self, flags: int, stream: int, payload: bytes) -> None:
-        size = len(payload)
-        if flags & frames.PADDED:
-            payload = _without_padding(payload)
-        self._begin_data(stream, size, len(payload), ended=bool(flags & frames.END_STREAM), payload=payload)
-
-    def _begin_data(self, stream: int, counted: int, size: int, *, ended: bool, payload: bytes | None = None) -> None:
-        """Account for a frame's data; its bytes follow, as they arrive, unless they are given."""
+    def begin_data(self, stream: int, counted: int, *, ended: bool) -> None:
+        """Account for a frame's data."""
         self._received += counted
         if self._received > CONNECTION_WINDOW // 2:
             self._write(frames.window_update(0, self._received))
@@ -363,25 +294,15 @@ class Connection(asyncio.Protocol):
                 self.reset(receiver, Code.FLOW_CONTROL_ERROR)
                 receiver.terminated(Code.FLOW_CONTROL_ERROR, "the peer exceeded its window")
                 receiver = None
-        if payload is None:
-            self._data = receiver, size, ended
-        elif receiver is not None:
-            self._deliver(receiver, payload, counted, ended=ended)
+        self._data = receiver, ended
 
-    def _read_data(self, data: bytes, at: int, end: int) -> int:
-        assert self._data is not None
-        receiver, left, ended = self._data
-        size = min(left, end - at)
-        self._data = (receiver, left - size, ended) if size < left else None
-        if receiver is not None:
-            part = data if size == len(data) else data[at : at + size]
-            self._deliver(receiver, part, size, ended=ended and size == left)
-        return at + size
-
-    def _deliver(self, receiver: Receiver, data: bytes, counted: int, *, ended: bool) -> None:
-        if ended:
+    def data(self, data: bytes, counted: int, *, last: bool) -> None:
+        receiver, ended = self._data
+        if receiver is None or receiver.remote_closed:
+            return
+        if last and ended:
             self._closed_remotely(receiver)
-        receiver.received_data(data, counted, ended=ended)
+        receiver.received_data(data, counted, ended=last and ended)
 
     def _closed_remotely(self, receiver: Receiver) -> None:
         receiver.remote_closed = True
@@ -394,36 +315,11 @@ class Connection(asyncio.Protocol):
         if not stream or stream >= (self._next if ours else self._highest + 1):
             raise Broken(Code.PROTOCOL_ERROR, f"stream {stream} is idle")
 
-    def _headers(self, flags: int, stream: int, payload: bytes) -> None:
-        if flags & frames.PADDED:
-            payload = _without_padding(payload)
-        if flags & frames.WITH_PRIORITY:
-            payload = payload[5:]
-        if not stream:
-            raise Broken(Code.PROTOCOL_ERROR, "headers without a stream")
-        if flags & frames.END_HEADERS:
-            self._whole_block(stream, flags, payload)
-        else:
-            self._block = stream, flags, bytearray(payload), 0
-
-    def _continuation(self, flags: int, stream: int, payload: bytes) -> None:
-        if self._block is None:
-            raise Broken(Code.PROTOCOL_ERROR, "a continuation of nothing")
-        _, first, block, count = self._block
-        block += payload
-        if len(block) > MAX_BLOCK or count >= MAX_CONTINUATIONS:
-            raise Broken(Code.ENHANCE_YOUR_CALM, "a block of headers is too large")
-        self._block = stream, first, block, count + 1
-        if flags & frames.END_HEADERS:
-            self._block = None
-            self._whole_block(stream, first, bytes(block))
-
-    def _whole_block(self, stream: int, flags: int, block: bytes) -> None:
+    def block(self, stream: int, block: bytes, *, ended: bool) -> None:
         try:
             headers = self._decoder.decode(block)
         except Unreadable as error:
             raise Broken(Code.COMPRESSION_ERROR, str(error)) from error
-        ended = bool(flags & frames.END_STREAM)
         receiver = self.streams.get(stream)
         if receiver is None:
             self._new_stream(stream, headers, ended=ended)
@@ -455,6 +351,12 @@ class Connection(asyncio.Protocol):
         stream.receive_window = STREAM_WINDOW
         stream.remote_closed = ended
         self.streams[number] = stream
+
+    def frame(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        """A frame that carries neither data nor headers; unknown ones are ignored, as they must be."""
+        reader = _READERS.get(kind)
+        if reader is not None:
+            reader(self, flags, stream, payload)
 
     def _rst_stream(self, flags: int, stream: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -537,20 +439,11 @@ class Connection(asyncio.Protocol):
         raise Broken(Code.PROTOCOL_ERROR, "push is not enabled")
 
 
-def _without_padding(payload: bytes) -> bytes:
-    if not payload or payload[0] >= len(payload):
-        raise Broken(Code.PROTOCOL_ERROR, "more padding than payload")
-    return payload[1 : len(payload) - payload[0]]
-
-
 _READERS: Final[dict[int, Callable[[Connection, int, int, bytes], None]]] = {
-    frames.DATA: Connection._padded_data,
-    frames.HEADERS: Connection._headers,
     frames.RST_STREAM: Connection._rst_stream,
     frames.SETTINGS: Connection._settings,
     frames.PUSH_PROMISE: Connection._push,
     frames.PING: Connection._ping,
     frames.GOAWAY: Connection._goaway,
     frames.WINDOW_UPDATE: Connection._window_update,
-    frames.CONTINUATION: Connection._continuation,
 }

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from grpclib.const import Handler, Status
@@ -109,6 +109,8 @@ class Listener:
         self._relays: set[Relay] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._alone = asyncio.Event()
+        self._alone.set()
         self._cut = False
 
     @property
@@ -125,10 +127,13 @@ class Listener:
             log.warning("a connection to %s from a user without the right to it was refused", self.address)
             return False
         self._connections.add(connection)
+        self._alone.clear()
         return True
 
     def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        if not self._connections:
+            self._alone.set()
 
     def accept(self, connection: Connection, number: int, headers: Headers, ended: bool) -> None:
         refused = calls.refusal(headers)
@@ -203,19 +208,14 @@ class Listener:
         self.health.end()
         for connection in self._connections:
             connection.go_away(final=False)
-        await _bounded(asyncio.gather(*(connection.ping() for connection in self._connections)), SETTLE_SECONDS)
+        await _bounded(_all([connection.ping() for connection in self._connections]), SETTLE_SECONDS)
         for connection in self._connections:
             connection.go_away(final=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._idle.wait()
+        await _bounded(self._idle.wait(), grace)
         await self._cut_off()
         for connection in list(self._connections):
             connection.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_SECONDS):
-                while self._connections:
-                    await asyncio.sleep(0.005)
+        await _bounded(self._alone.wait(), SETTLE_SECONDS)
         for connection in list(self._connections):
             connection.abort()
 
@@ -234,7 +234,12 @@ class Listener:
             log.warning("%d calls do not react to their cancellation", len(self._tasks))
 
 
-async def _bounded(work: "asyncio.Future[Any]", seconds: float) -> None:
+async def _all(futures: "Sequence[asyncio.Future[None]]") -> None:
+    for future in futures:
+        await future
+
+
+async def _bounded(work: Awaitable[Any], seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await work
