@@ -164,7 +164,15 @@ def open_ingest(
     leases.hold(connection, namespace, lease, Resource(type="ingests", id=ingest.ref))
     references = [(edges.content(ingest.expected), "target")] if ingest.shared and ingest.expected else []
     edges.state(connection, namespace, edges.ingest(ingest.ref), {}, references=references)
+    if old is not None:
+        _let_go(connection, old)
     return get_ingest(connection, namespace, ingest.ref)
+
+
+def _let_go(connection: sqlite3.Connection, ingest: Ingest) -> None:
+    """An ingest no longer keeps a blob that every namespace may have deleted meanwhile."""
+    if ingest.shared and ingest.expected is not None:
+        tombstones.bury_content(connection, ingest.expected, 0)
 
 
 def expect(connection: sqlite3.Connection, namespace: str, ref: str, digest: Digest) -> None:
@@ -193,6 +201,7 @@ def discard_ingest(connection: sqlite3.Connection, namespace: str, ref: str) -> 
     close_ingest(connection, namespace, ref)
     if ingest is not None:
         tombstones.bury_ingest(connection, ingest.backend_ref, None if ingest.shared else ingest.expected)
+        _let_go(connection, ingest)
 
 
 def shareable(connection: sqlite3.Connection, digest: str) -> bool:

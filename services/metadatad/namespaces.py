@@ -122,6 +122,6 @@ def _contents(connection: sqlite3.Connection, name: str) -> list[str]:
 def _bury_ingests(connection: sqlite3.Connection, name: str) -> None:
     query = "DELETE FROM ingests WHERE namespace = ? RETURNING backend_ref, expected, shared"
     for backend_ref, expected, shared in connection.execute(query, (name,)).fetchall():
-        tombstones.bury_ingest(connection, backend_ref)
+        tombstones.bury_ingest(connection, backend_ref, None if shared else expected)
         if shared:
             tombstones.bury_content(connection, expected, 0)

@@ -84,6 +84,21 @@ async def test_shared_blob_of_another_size_is_not_taken(service: View) -> None:
                 await writer.commit(size=5, expected=DIGEST)
 
 
+async def test_shared_ingest_keeps_the_blob(service: View) -> None:
+    """While an ingest stands for a shared blob, the blob stays at the back end, and goes with the ingest."""
+    with context.within(namespace="one"):
+        await put(service.content, DATA)
+    with context.within(namespace="two"):
+        async with await service.content.writer("w", expected=DIGEST):
+            with context.within(namespace="one"):
+                await service.content.delete(DIGEST)
+            await service.collector.run(sync=True)
+            assert await service.stored() == {DIGEST}
+        await service.content.abort("w")
+    await service.collector.run(sync=True)
+    assert await service.stored() == set()
+
+
 async def test_more_is_written_to_a_shared_blob(service: View) -> None:
     """Whoever writes on gets an ingest of their own that begins with the blob's bytes; the blob stays as it is."""
     with context.within(namespace="one"):
