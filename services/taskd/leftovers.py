@@ -1,10 +1,17 @@
-"""Shims that nobody can reach any more: found by their working directory, which is their bundle, and killed."""
+"""What is left of shims: those that nobody can reach any more are killed, and the sockets of dead ones removed.
 
+A shim's working directory is its bundle: by that it is found.
+"""
+
+import contextlib
 import logging
 import os
 import signal
+import stat
 
 from carina.aio.threads import in_thread
+from carina.config import socket_path
+from carina.errors import CarinaError
 from taskd.bundle import Bundle
 
 log = logging.getLogger(__name__)
@@ -34,3 +41,18 @@ def _kill_leftovers(bundle: Bundle) -> int:
 async def kill_leftovers(bundle: Bundle) -> None:
     if await in_thread(_kill_leftovers, bundle):
         log.warning("task %s/%s: killed a shim that did not answer", bundle.namespace, bundle.id)
+
+
+def _remove_socket(address: str) -> None:
+    path = socket_path(address)
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+
+
+async def remove_socket(address: str) -> None:
+    """Remove the socket of a shim that is dead; a killed shim leaves it behind, and nobody else would remove it."""
+    try:
+        await in_thread(_remove_socket, address)
+    except (OSError, CarinaError) as error:
+        log.warning("the socket of a dead shim remains at %s: %s", address, error)

@@ -23,7 +23,7 @@ from carina.tasks import Exit
 from taskd import rpc
 from taskd.bundle import Bootstrap
 from taskd.config import Config
-from taskd.leftovers import kill_leftovers
+from taskd.leftovers import kill_leftovers, remove_socket
 from taskd.outbox import Kind, Outbox
 from taskd.process import Process
 from taskd.shim import Launcher, Shim
@@ -208,8 +208,13 @@ class Registry:
     async def _clean_up(self, task: Task) -> None:
         existed = await self._outbox.exists(*task.key) or await in_thread(lambda: task.bundle.was_created)
         known = task.own_exit_status()
+        bootstrap = None
+        with contextlib.suppress(CarinaError):
+            bootstrap = await in_thread(task.bundle.bootstrap)
         self.leave_shim(task)
         await kill_leftovers(task.bundle)
+        if bootstrap is not None and bootstrap.address not in self._shims:
+            await remove_socket(bootstrap.address)
         exit = await self._delete_by_binary(task)
         if known is not None:
             exit = replace(exit, status=known)

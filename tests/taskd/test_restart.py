@@ -56,8 +56,10 @@ async def test_shim_killed(carina: World) -> None:
     async with carina.local():
         id, other = await carina.run("sleep", "100"), await carina.run("sleep", "100")
         pid = (await carina.tasks.get(id)).pid
+        socket = Path((carina.bundle(id) / "address").read_text().removeprefix("unix://"))
         waiting = asyncio.create_task(carina.tasks.wait(id))
         await asyncio.sleep(0.05)
+        assert socket.is_socket()
         _kill_shims(carina, id)
         assert (await waiting).status == 137
         await carina.events.until("/tasks/delete", id)
@@ -65,6 +67,7 @@ async def test_shim_killed(carina: World) -> None:
         async with asyncio.timeout(5):
             while carina.bundle(id).exists():
                 await asyncio.sleep(0.01)
+        assert not socket.exists()
         with pytest.raises(NotFound):
             await carina.tasks.get(id)
         assert _state(pid) in ("", "Z")
