@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -309,3 +310,40 @@ def test_a_full_disk_while_pulling() -> None:
         subprocess.run(["mount", "-o", "remount,size=120m", str(constellation.root)], check=True)
         constellation.carina("pull", "--plain-http", reference)
         assert reference in constellation.carina("images", "ls", "-q").output
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_a_damaged_layer_is_refused_and_nothing_is_recorded(tmp_path: Path, damage: str) -> None:
+    """A layer that is cut short, or has other bytes, fails the pull by name; whole again, it is pulled."""
+    with Constellation() as constellation, Registry(tmp_path / "registry") as registry:
+        layer = image.layer(image.tar({"noise": os.urandom(3_000_000)}))
+        reference = registry.push("test/damaged", "1", image.build(layers=[image.layer(image.busybox_tar()), layer]))
+        hexadecimal = layer.blob.digest.partition(":")[2]
+        stored = next((tmp_path / "registry").rglob(f"{hexadecimal}/data"))
+        stored.write_bytes(layer.blob.data[:1_000_000] if damage == "truncated" else bytes(layer.blob.size))
+
+        said = constellation.carina("pull", "--plain-http", reference, check=False)
+        assert said.status == 1
+        assert hexadecimal in said.error
+        assert said.error.count("\n") == 1
+        failed = constellation.ctr("images", "pull", "--plain-http", reference, check=False)
+        assert failed.status != 0
+        assert constellation.carina("images", "ls", "-q").output == ""
+
+        stored.write_bytes(layer.blob.data)
+        constellation.carina("pull", "--plain-http", reference)
+        assert "complete (3/3)" in constellation.carina("images", "check").output
+
+
+def test_a_socket_in_use_is_named(tmp_path: Path) -> None:
+    """A service whose socket another process has says so, and the constellation does not come up half."""
+    state = tmp_path / "s"
+    state.mkdir()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(state / "carina.sock"))
+        stranger.listen()
+        said = refused("up", "--root", str(tmp_path / "r"), "--state", str(state))
+
+    assert "carina.sock" in said
+    assert f"pid {os.getpid()}" in said
+    assert "Traceback" not in said
