@@ -24,7 +24,7 @@ STREAM_WINDOW: Final = 4 << 20
 CONNECTION_WINDOW: Final = 16 << 20
 MAX_INBOUND_STREAMS: Final = 100_000
 WRITE_BUFFER: Final = 1 << 20
-MAX_UNSENT_CONTROL: Final = 1 << 20
+MAX_UNREAD: Final = 256 << 10
 """Bytes of answers to pings and settings that a peer may leave unread."""
 
 
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
         self._received = 0
         self._decoder = Decoder()
         self._out: list[bytes] = []
-        self._out_size = 0
+        self._out_size = self._unread = 0
         self._reader = Reader(self, preface=not client)
         self._data: tuple[Receiver | None, bool] = None, False
         self._said_size_update = False
@@ -125,6 +125,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.paused = False
+        self._unread = 0
         self._wake()
 
     def eof_received(self) -> bool:
@@ -160,11 +161,12 @@ class Connection(asyncio.Protocol):
 
     def _control(self, data: bytes) -> None:
         """Write an answer that the peer asked for, as long as it reads its answers."""
-        assert self.transport is not None
-        if self.paused and self.transport.get_write_buffer_size() > WRITE_BUFFER + MAX_UNSENT_CONTROL:
-            self.abort()
-        else:
-            self._write(data)
+        if self.paused:
+            self._unread += len(data)
+            if self._unread > MAX_UNREAD:
+                self.abort()
+                return
+        self._write(data)
 
     def _wake(self) -> None:
         for stream in list(self.streams.values()):
@@ -191,7 +193,7 @@ class Connection(asyncio.Protocol):
 
     def room(self, stream: Receiver) -> int:
         """How many bytes of data may be written now."""
-        return 0 if self.paused else min(self.send_window, stream.send_window)
+        return 0 if self.paused else min(self.send_window, stream.send_window, WRITE_BUFFER)
 
     def send_data(self, stream: Receiver, data: bytes | memoryview, *, end: bool) -> None:
         """Write data for which there is room."""
