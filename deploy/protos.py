@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 API = ROOT / "shared" / "carina" / "api"
+STRAY = "from google.protobuf.descriptor import Descriptor\n"
 
 
 def include(module: str, up: int) -> Path:
@@ -37,6 +38,12 @@ def generate(target: Path) -> None:
     done = subprocess.run(command, cwd="/", env={"PATH": path}, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"protos: {done.stderr}")
+    # The plugin's template imports a class of Google's runtime, which a message named Descriptor keeps from being
+    # dropped as unused; nothing here needs that runtime.
+    for path in target.rglob("*.py"):
+        text = path.read_text()
+        if STRAY in text:
+            path.write_text(text.replace(STRAY, ""))
 
 
 def differences(compared: "filecmp.dircmp[str]", below: str = "") -> list[str]:

@@ -22,7 +22,6 @@ import datetime
 from dataclasses import dataclass
 
 import betterproto2
-from google.protobuf.descriptor import Descriptor
 
 from ...message_pool import default_message_pool
 
