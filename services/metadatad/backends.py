@@ -75,6 +75,8 @@ class _Entry:
     snapshotter: NamespacedSnapshotter | None = None
     asked: bool = False
     """Whether it was asked what it exports, since it last answered nothing."""
+    slow: bool = False
+    """Whether the last probe ran into its limit rather than fail at once."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -146,10 +148,10 @@ class Registry:
         self._close(entry)
 
     async def list(self) -> list[Backend]:
-        """Every back end; one that did not answer is asked once more."""
+        """Every back end. One that failed at once is asked again; one that hangs holds up nobody here."""
         async with asyncio.TaskGroup() as tasks:
             for entry in self._entries.values():
-                if entry.backend.error or not entry.asked:
+                if not entry.asked and not entry.slow:
                     tasks.create_task(self._probe(entry), name=f"probe {entry.backend.name}")
         return [entry.backend for entry in self._entries.values()]
 
@@ -231,6 +233,7 @@ class Registry:
         """Ask a back end for something that is not there: that goes all the way through it."""
         async with entry.turn:
             before, error = entry.backend.error, ""
+            begun = time.monotonic()
             try:
                 async with _asking(entry.peer):
                     await self._ask(entry)
@@ -238,6 +241,7 @@ class Registry:
                         await self._learn(entry)
             except CarinaError as caught:
                 error = str(caught) or type(caught).__name__
+            entry.slow = bool(error) and time.monotonic() - begun > PROBE_SECONDS / 2
             if error:
                 entry.asked = False
             entry.backend = replace(entry.backend, error=error)

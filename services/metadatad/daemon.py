@@ -58,7 +58,8 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         ]
         async with serve_rpc(config.address, handlers, name="metadatad") as listener:
             registry.on_health = functools.partial(_health, listener, collector)
-            await registry.list()
+            for backend in await registry.list():
+                _health(listener, collector, backend.name, not backend.error)
             lifetime.ready()
             await lifetime.stopped()
             exchange.close()

@@ -75,7 +75,7 @@ class ContentRemover:
             if await self._records.read(lambda connection: needed(connection, key)):
                 return True
             try:
-                async with self._peer.answering():
+                async with self._peer.working():
                     await (self._delete(key) if tombstone.type == "content" else self._backend.abort(key))
             except NotFound:
                 await self._bury_result(tombstone)
