@@ -92,7 +92,7 @@ class Reader:
             self._needed = 9
             return 0
         high, low, kind, flags, stream = frames.HEAD.unpack_from(data, at)
-        size = high << 16 | low
+        size: int = high << 16 | low
         stream &= frames.MAX_STREAM
         if size > frames.MAX_FRAME:
             raise Broken(Code.FRAME_SIZE_ERROR, f"a frame of {size} bytes is too large")

@@ -36,7 +36,7 @@ class Bound:
                 self.path.unlink()
 
 
-def bind(path: Path, *, mode: int, gid: int | None) -> Bound:
+def bind(path: Path, *, mode: int, gid: int | None, kind: int = socket.SOCK_STREAM) -> Bound:
     """Listen at a path, with the socket that was inherited for it if there is one.
 
     The file appears under its name only when it can be connected to, with its final mode and group.
@@ -53,18 +53,18 @@ def bind(path: Path, *, mode: int, gid: int | None) -> Bound:
         raise InvalidArgument(f"directory {path.parent} of socket {path} does not exist")
     try:
         with _locked(path.parent):
-            _refuse_used(path)
-            return _bind(path, mode=mode, gid=gid)
+            _refuse_used(path, kind)
+            return _bind(path, mode=mode, gid=gid, kind=kind)
     except PermissionError as error:
         raise PermissionDenied(f"socket {path}: {error.strerror}") from error
     except OSError as error:
         raise ResourceExhausted(f"socket {path}: {error.strerror}") from error
 
 
-def _bind(path: Path, *, mode: int, gid: int | None) -> Bound:
+def _bind(path: Path, *, mode: int, gid: int | None, kind: int) -> Bound:
     # In the same directory, and never longer than the path itself, which fits into a socket's address.
     temporary = path.with_name(f".{secrets.token_hex(4)}"[: max(2, len(os.fsencode(path.name)))])
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         sock.bind(os.fspath(temporary))
         try:
@@ -101,7 +101,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _refuse_used(path: Path) -> None:
+def _refuse_used(path: Path, kind: int) -> None:
     """A socket that nobody listens on is stale and may be replaced."""
     try:
         found = path.lstat()
@@ -109,7 +109,7 @@ def _refuse_used(path: Path) -> None:
         return
     if not stat.S_ISSOCK(found.st_mode):
         raise InvalidArgument(f"socket {path} can't be made: something else is there")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(_PROBE_SECONDS)
         try:
             probe.connect(os.fspath(path))

@@ -172,13 +172,17 @@ async def test_cancelling_the_caller_cancels_the_handler(tmp_path: Path) -> None
 
 async def test_streams_and_their_errors(tmp_path: Path) -> None:
     """All messages of a stream arrive, then its error."""
-    async with _served(tmp_path) as (stub, _, _):
-        seen = 0
-        with pytest.raises(errors.DataLoss, match="damaged"):
-            async for message in stub.read(ReadContentRequest(size=30, digest="fail")):
-                seen += len(message.data)
+    seen = []
 
-    assert seen == 30 << 20
+    async def read(stub: ContentStub) -> None:
+        async for message in stub.read(ReadContentRequest(size=30, digest="fail")):
+            seen.append(len(message.data))
+
+    async with _served(tmp_path) as (stub, _, _):
+        with pytest.raises(errors.DataLoss, match="damaged"):
+            await read(stub)
+
+    assert sum(seen) == 30 << 20
 
 
 async def test_a_stream_may_be_left_early(tmp_path: Path) -> None:

@@ -5,16 +5,16 @@ import random
 from typing import Any
 
 import pytest
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.protobuf import fill, ours, theirs
 
 from carina.api.containerd.services.content.v1 import Info, ListContentRequest, WriteAction, WriteContentRequest
 from carina.api.google.protobuf import Any as AnyMessage
 from carina.api.google.protobuf import Timestamp
 from carina.errors import Internal, InvalidArgument
 from carina.rpc.codec import decode, encode
+from support.protobuf import fill, ours, theirs
 
 UTC = datetime.UTC
 INFO = "containerd.services.content.v1.Info"
@@ -182,7 +182,7 @@ def test_messages_in_parts_are_merged() -> None:
     [
         Info(size=1 << 63),
         Info(digest="\udc80"),
-        Info(created_at=datetime.datetime(2026, 1, 1)),  # noqa: DTZ001
+        Info(created_at=datetime.datetime(2026, 1, 1)),
     ],
 )
 def test_what_a_field_cannot_hold_is_our_fault(message: Info) -> None:

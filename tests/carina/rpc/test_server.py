@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import pytest
 
 from carina import context, errors
 from carina.api.containerd.services.content.v1 import (
     ContentBase,
     ContentStub,
-    DeleteContentRequest,
     Info,
     InfoRequest,
     InfoResponse,
@@ -133,7 +132,7 @@ async def test_errors_of_the_domain_become_statuses(tmp_path: Path, digest: str,
     async with _served(tmp_path) as (address, _, _):
         error = await _fails(_call, address, INFO, InfoRequest(digest=digest))
 
-    assert (error.code(), error.details()) == (code, text)  # type: ignore[attr-defined]
+    assert (error.code(), error.details()) == (code, text)
 
 
 async def test_a_bug_tells_the_client_a_number_and_the_log_the_rest(
@@ -142,9 +141,9 @@ async def test_a_bug_tells_the_client_a_number_and_the_log_the_rest(
     """The text of an unexpected error stays in the log, under the number that the client gets."""
     async with _served(tmp_path) as (address, _, _):
         error = await _fails(_call, address, INFO, InfoRequest(digest="bug"))
-    match = re.fullmatch(r"internal error, id (\w+)", error.details())  # type: ignore[attr-defined]
+    match = re.fullmatch(r"internal error, id (\w+)", error.details())
 
-    assert error.code() == grpc.StatusCode.UNKNOWN  # type: ignore[attr-defined]
+    assert error.code() == grpc.StatusCode.UNKNOWN
     assert match is not None
     assert match[1] in caplog.text
     assert "a secret" in caplog.text
@@ -163,8 +162,8 @@ async def test_what_nobody_serves_is_unimplemented(tmp_path: Path, path: str, te
     async with _served(tmp_path) as (address, _, _):
         error = await _fails(_call, address, path, InfoRequest())
 
-    assert error.code() == grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
-    assert text in error.details() or error.details() == ""  # type: ignore[attr-defined]
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert text in error.details() or error.details() == ""
 
 
 async def test_a_malformed_message_is_an_invalid_argument(tmp_path: Path) -> None:
@@ -175,7 +174,7 @@ async def test_a_malformed_message_is_an_invalid_argument(tmp_path: Path) -> Non
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(INFO)(b"\x0a\x05ab", timeout=10)
             channel.unary_unary(INFO)(encode(InfoRequest(digest="a")), timeout=10)
-            return caught.value.code()  # type: ignore[attr-defined]
+            return caught.value.code()
 
     async with _served(tmp_path) as (address, _, _):
         assert await asyncio.to_thread(calls, address) == grpc.StatusCode.INVALID_ARGUMENT
@@ -187,7 +186,7 @@ async def test_a_message_that_is_too_large_is_refused(tmp_path: Path) -> None:
         error = await _fails(_call, address, INFO, InfoRequest(digest="x" * (17 << 20)))
         answer = await asyncio.to_thread(_call, address, INFO, InfoRequest(digest="x" * (15 << 20)))
 
-    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert len(answer) > 15 << 20
 
 
@@ -207,7 +206,7 @@ async def test_a_message_that_inflates_beyond_the_limit_is_refused(tmp_path: Pat
     async with _served(tmp_path) as (address, _, _):
         error = await _fails(_call, address, INFO, sent, compression=grpc.Compression.Gzip)
 
-    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_large_headers_cost_only_their_call(tmp_path: Path) -> None:
@@ -223,7 +222,7 @@ async def test_large_headers_cost_only_their_call(tmp_path: Path) -> None:
                 info(encode(InfoRequest(digest="a")), metadata=[("x", "l" * (2 << 20))], timeout=20)
             loop.call_soon_threadsafe(content.release.set)
             held.result()
-            return caught.value.code()  # type: ignore[attr-defined]
+            return caught.value.code()
 
     loop = asyncio.get_running_loop()
     async with _served(tmp_path) as (address, content, _):
@@ -413,7 +412,9 @@ async def test_the_socket_has_its_mode_and_group_from_the_start(tmp_path: Path) 
     assert (found.st_mode & 0o777, found.st_gid) == (0o640, os.getgid())
 
 
-@pytest.mark.parametrize("address", ["unix:///" + "x" * 107, "tcp://1.2.3.4:5", "unix://relative", "unix:///no/such/d/s"])
+@pytest.mark.parametrize(
+    "address", ["unix:///" + "x" * 107, "tcp://1.2.3.4:5", "unix://relative", "unix:///no/such/d/s"]
+)
 async def test_addresses_that_cannot_be(address: str) -> None:
     """Too long, of another kind, relative, in no directory: InvalidArgument."""
     with pytest.raises(errors.InvalidArgument):
@@ -499,7 +500,9 @@ async def test_bytes_one_by_one(tmp_path: Path) -> None:
         pytest.param(frames.PREFACE + frames.head(4, frames.DATA, 0, 5) + b"abcd", id="idle stream"),
         pytest.param(frames.PREFACE + frames.head(2, frames.HEADERS, 4, 1) + b"\xff\xff", id="bad compression"),
         pytest.param(frames.PREFACE + frames.window_update(0, 0x7FFFFFFF), id="window overflow"),
-        pytest.param(frames.PREFACE + frames.head(4, frames.CONTINUATION, 4, 1) + b"abcd", id="continuation of nothing"),
+        pytest.param(
+            frames.PREFACE + frames.head(4, frames.CONTINUATION, 4, 1) + b"abcd", id="continuation of nothing"
+        ),
         pytest.param(frames.PREFACE + frames.head(5, frames.SETTINGS, 0, 0) + b"abcde", id="settings"),
         pytest.param(frames.PREFACE + frames.head(4, frames.PUSH_PROMISE, 0, 1) + b"abcd", id="push"),
         pytest.param(
