@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -119,7 +119,11 @@ class Registry:
         async with asyncio.TaskGroup() as tasks:
             for entry in self._entries.values():
                 if entry.snapshotter is not None and not entry.backend.error:
-                    tasks.create_task(_settle(entry.snapshotter), name=f"settle {entry.backend.name}")
+                    settling = _settle(entry.snapshotter.settle(), entry.peer)
+                    tasks.create_task(settling, name=f"settle {entry.backend.name}")
+            content = self._entries["content", self._settings.content or "content"]
+            if not content.backend.error:
+                tasks.create_task(_settle(self.content.settle(), content.peer), name="settle content")
 
     async def add(self, backend: Backend) -> Backend:
         _validate(backend)
@@ -307,11 +311,11 @@ async def _asking(peer: Peer) -> AsyncIterator[None]:
             yield
 
 
-async def _settle(snapshotter: NamespacedSnapshotter) -> None:
+async def _settle(settling: Awaitable[None], peer: Peer) -> None:
     try:
-        await snapshotter.settle()
+        await settling
     except CarinaError as error:
-        log.warning("snapshotter %s: not everything could be settled: %s", snapshotter.name, error)
+        log.warning("%s: not everything could be settled: %s", peer.name, error)
 
 
 def _configured(config: Config) -> Iterable[Backend]:

@@ -1,7 +1,7 @@
 """Rows of blobs and ingests. Plain functions of a connection, for the content store and the collector."""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -202,6 +202,30 @@ def discard_ingest(connection: sqlite3.Connection, namespace: str, ref: str) -> 
     if ingest is not None:
         tombstones.bury_ingest(connection, ingest.backend_ref, None if ingest.shared else ingest.expected)
         _let_go(connection, ingest)
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """An ingest that was opened before this process began."""
+
+    namespace: str
+    ref: str
+    backend_ref: str
+
+
+def ingests_before(connection: sqlite3.Connection, moment: int) -> list[Earlier]:
+    rows = connection.execute(
+        "SELECT namespace, ref, backend_ref FROM ingests WHERE updated_at < ? AND NOT shared", (moment,)
+    )
+    return [Earlier(*row) for row in rows]
+
+
+def discard_ingests(connection: sqlite3.Connection, ingests: Iterable[Earlier], moment: int) -> bool:
+    """Remove those that nobody has opened since that moment; True if there was one."""
+    before = set(ingests_before(connection, moment)) & set(ingests)
+    for ingest in before:
+        discard_ingest(connection, ingest.namespace, ingest.ref)
+    return bool(before)
 
 
 def shareable(connection: sqlite3.Connection, digest: str) -> bool:

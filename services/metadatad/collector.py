@@ -56,7 +56,7 @@ class Backends(Protocol):
     def removers(self) -> Mapping[Backend, Remover]: ...
 
     async def settle(self) -> None:
-        """End the calls to snapshotters that were left under way, where the back end answers."""
+        """End what a crash or a lost answer left under way, where the back end answers."""
 
 
 class Collector:

@@ -19,6 +19,7 @@ from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound,
 from carina.filters import matcher
 from carina.lane import Token, TokenLane
 from carina.leases import Resource
+from carina.sqlite import now
 from metadatad import blobs, leases, rpc, tombstones
 from metadatad.blobs import Ingest
 from metadatad.cache import Bounded
@@ -56,6 +57,8 @@ class NamespacedContentStore:
         self._claims = claims
         self._shared = shared
         self._lane = lane
+        self._started = now()
+        self._settled = False
         self._infos: Bounded[tuple[str, Digest], Info] = Bounded(16_384)
         self._bytes: Bounded[Digest, bytes] = Bounded(16 * 1024 * 1024, weigh=len)
         self._store = Store(records=records, backend=backend, peer=peer, claims=claims, changed=self.changed)
@@ -226,6 +229,25 @@ class NamespacedContentStore:
             raise AlreadyExists(f"content {expected} already exists")
         async with self._peer.answering():
             return await lane.ingest_token(ingest.backend_ref, total=total, offset=offset)
+
+    async def settle(self) -> None:
+        """Remove, once in a process, the rows of earlier ingests that the back end no longer has.
+
+        Such an ingest may have become a blob just before a crash: that goes too, unless it is recorded.
+        """
+        if self._settled:
+            return
+        rows = await self._records.read(lambda connection: blobs.ingests_before(connection, self._started))
+        if rows:
+            async with self._peer.answering():
+                there = {status.ref for status in await self._backend.statuses()}
+            gone = [row for row in rows if row.backend_ref not in there]
+
+            def discard(transaction: Transaction) -> None:
+                transaction.deletion = blobs.discard_ingests(transaction.connection, gone, self._started)
+
+            await self._records.write(discard)
+        self._settled = True
 
     def _need_lane(self) -> TokenLane:
         if self._lane is None:

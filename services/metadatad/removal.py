@@ -113,6 +113,8 @@ class SnapshotRemover:
             self._dirty = False
         except Unimplemented:
             self._dirty = False
+        except GONE:  # the registry has said so already
+            return False
         except CarinaError as error:
             log.warning("%s: cleanup failed: %s", self._peer.name, error)
             return False
