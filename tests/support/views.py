@@ -63,9 +63,7 @@ class View:
         return {info.name async for info in self.trees.walk()}
 
     async def rows(self, table: str) -> int:
-        return int(
-            await self.records.read(lambda c: c.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
-        )
+        return int(await self.records.read(lambda c: c.execute(f"SELECT count(*) FROM {table}").fetchone()[0]))
 
 
 @contextlib.asynccontextmanager
