@@ -47,7 +47,7 @@ class Channel(grpclib.client.Channel):
         self.address = address
         self._socket = str(socket_path(address))
         self._connection: Connection | None = None
-        self._dialling: asyncio.Lock | None = None
+        self._dialling = asyncio.Lock()
         self._all: set[Connection] = set()
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class Channel(grpclib.client.Channel):
         connection = self._connection
         if connection is None or connection.draining or len(connection.streams) >= connection.max_streams:
             return None
-        return connection
+        return connection if connection.loop is asyncio.get_running_loop() else None
 
     async def open(self) -> Connection:
         """A connection on which a call can start now.
@@ -70,14 +70,19 @@ class Channel(grpclib.client.Channel):
             Unavailable: nobody answers.
         """
         while (connection := self.ready()) is None:
-            if self._connection is not None and not self._connection.draining:
+            if self._usable():
+                assert self._connection is not None
                 await self._connection.vacancy()
                 continue
-            self._dialling = self._dialling or asyncio.Lock()
             async with self._dialling:
-                if self._connection is None or self._connection.draining:
+                if not self._usable():
                     self._connection = await self._dial()
         return connection
+
+    def _usable(self) -> bool:
+        """Whether the connection stands, and belongs to the loop that runs: a channel may outlive one."""
+        connection = self._connection
+        return connection is not None and not connection.draining and connection.loop is asyncio.get_running_loop()
 
     async def _dial(self) -> Connection:
         loop = asyncio.get_running_loop()
