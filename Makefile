@@ -35,7 +35,7 @@ imports: setup ## who may import whom
 	$(BIN)/lint-imports
 
 test: setup ## the whole test suite (as root)
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --quiet $(TESTS)
 
 check: lint types imports check-protos ## what needs no running system
 

@@ -17,11 +17,12 @@ BIN = Path(sys.executable).parent
 class Constellation:
     """`carina up` in a directory of its own; everything it started is gone when the block ends."""
 
-    def __init__(self, *, config: str = "", namespace: str = "carina-test") -> None:
+    def __init__(self, *, config: str = "", namespace: str = "") -> None:
         # Socket paths have 107 bytes at the most, so the directory is a short one.
         self.directory = Path(tempfile.mkdtemp(prefix="carina-", dir="/tmp"))
         self.root, self.state = self.directory / "root", self.directory / "state"
-        self.namespace = namespace
+        # Control groups are the machine's: two test runs beside each other must not share a namespace.
+        self.namespace = namespace or f"carina-test-{os.getpid()}"
         self.log = self.directory / "up.log"
         self.config = self.directory / "config.toml"
         self.config.write_text(config)
