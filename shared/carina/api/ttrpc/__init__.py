@@ -32,17 +32,33 @@ default_message_pool.register_message("ttrpc", "KeyValue", KeyValue)
 
 @dataclass(eq=False, repr=False)
 class Request(betterproto2.Message):
+    """
+    Opens a call.
+    """
+
     service: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Full name, as `containerd.task.v3.Task`.
+    """
 
     method: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     payload: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
+    """
+    The encoded request message.
+    """
 
     timeout_nano: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Nanoseconds that the caller will wait; 0 for no limit.
+    """
 
     metadata: "list[KeyValue]" = betterproto2.field(
         5, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Headers, among them `containerd-namespace-ttrpc`. A key may come more than once.
+    """
 
 
 default_message_pool.register_message("ttrpc", "Request", Request)
@@ -50,11 +66,21 @@ default_message_pool.register_message("ttrpc", "Request", Request)
 
 @dataclass(eq=False, repr=False)
 class Response(betterproto2.Message):
+    """
+    Ends a call.
+    """
+
     status: "_google__rpc__.Status | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Unset or code 0 for success; codes are gRPC's.
+    """
 
     payload: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    The encoded response message; empty after a failure.
+    """
 
 
 default_message_pool.register_message("ttrpc", "Response", Response)

@@ -45,9 +45,16 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class ContainerCreate(betterproto2.Message):
+    """
+    `/containers/create`: a container record was made. Nothing runs yet.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     image: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Name of the image; empty where none was named.
+    """
 
     runtime: "ContainerCreateRuntime | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
@@ -61,6 +68,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ContainerCreateRuntime(betterproto2.Message):
+    """
+    The runtime that tasks of the container will use.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     options: "__google__protobuf__.Any | None" = betterproto2.field(
@@ -75,6 +86,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ContainerDelete(betterproto2.Message):
+    """
+    `/containers/delete`: a container record was removed.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -85,6 +100,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ContainerUpdate(betterproto2.Message):
+    """
+    `/containers/update`: a container record was changed. The fields are those of the new record.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     image: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -107,9 +126,16 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ContentCreate(betterproto2.Message):
+    """
+    `/content/create`: a blob was committed.
+    """
+
     digest: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     size: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    Bytes.
+    """
 
 
 default_message_pool.register_message(
@@ -119,6 +145,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ContentDelete(betterproto2.Message):
+    """
+    `/content/delete`: a blob was removed, by request or by collection.
+    """
+
     digest: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -129,6 +159,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class NamespaceCreate(betterproto2.Message):
+    """
+    `/namespaces/create`.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     labels: "dict[str, str]" = betterproto2.field(
@@ -147,6 +181,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class NamespaceDelete(betterproto2.Message):
+    """
+    `/namespaces/delete`.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -157,6 +195,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class NamespaceUpdate(betterproto2.Message):
+    """
+    `/namespaces/update`: the labels are the new ones.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     labels: "dict[str, str]" = betterproto2.field(
@@ -175,6 +217,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class SandboxCreate(betterproto2.Message):
+    """
+    A sandbox was created by its controller.
+    """
+
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -185,6 +231,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class SandboxExit(betterproto2.Message):
+    """
+    A sandbox ended.
+    """
+
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     exit_status: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
@@ -202,6 +252,10 @@ default_message_pool.register_message("containerd.events", "SandboxExit", Sandbo
 
 @dataclass(eq=False, repr=False)
 class SandboxStart(betterproto2.Message):
+    """
+    A sandbox was started.
+    """
+
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -210,9 +264,19 @@ default_message_pool.register_message("containerd.events", "SandboxStart", Sandb
 
 @dataclass(eq=False, repr=False)
 class SnapshotCommit(betterproto2.Message):
+    """
+    `/snapshot/commit`: an active snapshot became immutable.
+    """
+
     key: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    What it was called while active.
+    """
 
     name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    What it is called now.
+    """
 
     snapshotter: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
 
@@ -224,11 +288,21 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class SnapshotPrepare(betterproto2.Message):
+    """
+    `/snapshot/prepare`: an active snapshot or a view was made.
+    """
+
     key: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     parent: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Name of the committed snapshot below; empty for none.
+    """
 
     snapshotter: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Numbers 3 and 4 are skipped, so that the field has the same number in all three messages.
+    """
 
 
 default_message_pool.register_message(
@@ -238,7 +312,14 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class SnapshotRemove(betterproto2.Message):
+    """
+    `/snapshot/remove`: a snapshot of any kind was removed, by request or by collection.
+    """
+
     key: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Key of an active snapshot, name of a committed one.
+    """
 
     snapshotter: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
 
@@ -250,9 +331,16 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class TaskCheckpointed(betterproto2.Message):
+    """
+    `/tasks/checkpointed`.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     checkpoint: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Path of the image directory that was written.
+    """
 
 
 default_message_pool.register_message(
@@ -262,21 +350,37 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class TaskCreate(betterproto2.Message):
+    """
+    `/tasks/create`: the first process is there and waits to be started.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     bundle: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Path of the bundle directory on the host.
+    """
 
     rootfs: "list[_types__.Mount]" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Mounts that made the container's root.
+    """
 
     io: "TaskIo | None" = betterproto2.field(
         4, betterproto2.TYPE_MESSAGE, optional=True
     )
 
     checkpoint: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Path it was restored from; empty for a new task.
+    """
 
     pid: "int" = betterproto2.field(6, betterproto2.TYPE_UINT32)
+    """
+    As the host sees it.
+    """
 
 
 default_message_pool.register_message("containerd.events", "TaskCreate", TaskCreate)
@@ -284,6 +388,10 @@ default_message_pool.register_message("containerd.events", "TaskCreate", TaskCre
 
 @dataclass(eq=False, repr=False)
 class TaskDelete(betterproto2.Message):
+    """
+    `/tasks/delete`: a process was deleted after its end. Its exit is repeated here.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
@@ -298,6 +406,9 @@ class TaskDelete(betterproto2.Message):
     )
 
     id: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Exec id, for a process executed in the task; empty for the task itself.
+    """
 
 
 default_message_pool.register_message("containerd.events", "TaskDelete", TaskDelete)
@@ -305,6 +416,10 @@ default_message_pool.register_message("containerd.events", "TaskDelete", TaskDel
 
 @dataclass(eq=False, repr=False)
 class TaskExecAdded(betterproto2.Message):
+    """
+    `/tasks/exec-added`: a further process was prepared.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -317,6 +432,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class TaskExecStarted(betterproto2.Message):
+    """
+    `/tasks/exec-started`: a further process runs.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -331,13 +450,23 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class TaskExit(betterproto2.Message):
+    """
+    `/tasks/exit`: a process ended, the first one or an executed one. dockerd learns of exits from this alone.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Exec id; for the task's first process, the container's id.
+    """
 
     pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
 
     exit_status: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    The exit code, or 128 and the signal.
+    """
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
         5,
@@ -352,11 +481,24 @@ default_message_pool.register_message("containerd.events", "TaskExit", TaskExit)
 
 @dataclass(eq=False, repr=False)
 class TaskIo(betterproto2.Message):
+    """
+    Where the streams of a task lead.
+    """
+
     stdin: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO or a URI; empty where the stream is not wanted.
+    """
 
     stdout: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO or a URI; empty where the stream is not wanted.
+    """
 
     stderr: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO or a URI; empty where the stream is not wanted.
+    """
 
     terminal: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
 
@@ -366,6 +508,10 @@ default_message_pool.register_message("containerd.events", "TaskIO", TaskIo)
 
 @dataclass(eq=False, repr=False)
 class TaskOom(betterproto2.Message):
+    """
+    `/tasks/oom`: the container ran out of memory, and the kernel killed a process in it.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -374,6 +520,10 @@ default_message_pool.register_message("containerd.events", "TaskOOM", TaskOom)
 
 @dataclass(eq=False, repr=False)
 class TaskPaused(betterproto2.Message):
+    """
+    `/tasks/paused`.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -382,6 +532,10 @@ default_message_pool.register_message("containerd.events", "TaskPaused", TaskPau
 
 @dataclass(eq=False, repr=False)
 class TaskResumed(betterproto2.Message):
+    """
+    `/tasks/resumed`.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -390,6 +544,10 @@ default_message_pool.register_message("containerd.events", "TaskResumed", TaskRe
 
 @dataclass(eq=False, repr=False)
 class TaskStart(betterproto2.Message):
+    """
+    `/tasks/start`: the first process runs.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)

@@ -31,15 +31,25 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class ActivationInfo(betterproto2.Message):
+    """
+    What became of a list of mounts.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     active: "list[ActiveMount]" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Mounts that the manager performed, in order.
+    """
 
     system: "list[Mount]" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Mounts left for the caller to perform, in order; they may refer to the active ones.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         4,
@@ -57,6 +67,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ActiveMount(betterproto2.Message):
+    """
+    A mount that the mount manager has performed.
+    """
+
     mount: "Mount | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -69,6 +83,9 @@ class ActiveMount(betterproto2.Message):
     )
 
     mount_point: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Path on the host where it can be found.
+    """
 
     data: "dict[str, str]" = betterproto2.field(
         4,
@@ -77,6 +94,9 @@ class ActiveMount(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    What the handler noted for itself.
+    """
 
 
 default_message_pool.register_message("containerd.types", "ActiveMount", ActiveMount)
@@ -84,11 +104,21 @@ default_message_pool.register_message("containerd.types", "ActiveMount", ActiveM
 
 @dataclass(eq=False, repr=False)
 class Descriptor(betterproto2.Message):
+    """
+    A reference to content, as in the OCI image specification.
+    """
+
     media_type: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     digest: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    `algorithm:hex`.
+    """
 
     size: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    Bytes.
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         5,
@@ -97,6 +127,9 @@ class Descriptor(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    Number 4 is skipped.
+    """
 
 
 default_message_pool.register_message("containerd.types", "Descriptor", Descriptor)
@@ -104,20 +137,33 @@ default_message_pool.register_message("containerd.types", "Descriptor", Descript
 
 @dataclass(eq=False, repr=False)
 class Envelope(betterproto2.Message):
+    """
+    An event on its way: what happened, when and in which namespace.
+    """
+
     timestamp: "datetime.datetime | None" = betterproto2.field(
         1,
         betterproto2.TYPE_MESSAGE,
         unwrap=lambda: __google__protobuf__.Timestamp,
         optional=True,
     )
+    """
+    When it happened, not when it was delivered.
+    """
 
     namespace: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     topic: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    `/noun/verb`, as in `/tasks/exit`.
+    """
 
     event: "__google__protobuf__.Any | None" = betterproto2.field(
         4, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    One of `containerd.events`, or any other type: it is not decoded on the way.
+    """
 
 
 default_message_pool.register_message("containerd.types", "Envelope", Envelope)
@@ -125,6 +171,10 @@ default_message_pool.register_message("containerd.types", "Envelope", Envelope)
 
 @dataclass(eq=False, repr=False)
 class Metric(betterproto2.Message):
+    """
+    One reading of one task or sandbox.
+    """
+
     timestamp: "datetime.datetime | None" = betterproto2.field(
         1,
         betterproto2.TYPE_MESSAGE,
@@ -133,10 +183,16 @@ class Metric(betterproto2.Message):
     )
 
     id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Id of the container or sandbox that was measured.
+    """
 
     data: "__google__protobuf__.Any | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Usually `io.containerd.cgroups.v1.Metrics` or `.v2.Metrics`, as the host has it.
+    """
 
 
 default_message_pool.register_message("containerd.types", "Metric", Metric)
@@ -144,15 +200,31 @@ default_message_pool.register_message("containerd.types", "Metric", Metric)
 
 @dataclass(eq=False, repr=False)
 class Mount(betterproto2.Message):
+    """
+    One mount that whoever receives this has to perform.
+    """
+
     type: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    File system type (`overlay`, `bind`, ...).
+    """
 
     source: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Device, or a path on the host.
+    """
 
     target: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Path below the tree that is being mounted; empty for its root.
+    """
 
     options: "list[str]" = betterproto2.field(
         4, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    In the spelling of fstab, flags (`ro`, `rbind`) and data (`lowerdir=...`) together.
+    """
 
 
 default_message_pool.register_message("containerd.types", "Mount", Mount)
@@ -160,11 +232,24 @@ default_message_pool.register_message("containerd.types", "Mount", Mount)
 
 @dataclass(eq=False, repr=False)
 class Platform(betterproto2.Message):
+    """
+    A platform in the terms of the OCI image index.
+    """
+
     os: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    As Go names it: `linux`, `windows`.
+    """
 
     architecture: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    As Go names it: `amd64`, `arm64`.
+    """
 
     variant: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Of the architecture: `v7`, `v8`.
+    """
 
     os_version: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
 
@@ -178,6 +263,10 @@ default_message_pool.register_message("containerd.types", "Platform", Platform)
 
 @dataclass(eq=False, repr=False)
 class RuntimeInfo(betterproto2.Message):
+    """
+    What a shim called with `-info` prints.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     version: "RuntimeVersion | None" = betterproto2.field(
@@ -187,10 +276,16 @@ class RuntimeInfo(betterproto2.Message):
     options: "__google__protobuf__.Any | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    The options as the shim understood them.
+    """
 
     features: "__google__protobuf__.Any | None" = betterproto2.field(
         4, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON: the features document of the OCI runtime below the shim.
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         5,
@@ -206,11 +301,21 @@ default_message_pool.register_message("containerd.types", "RuntimeInfo", Runtime
 
 @dataclass(eq=False, repr=False)
 class RuntimeRequest(betterproto2.Message):
+    """
+    What a shim called with `-info` reads from stdin.
+    """
+
     runtime_path: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Absolute path of the shim's binary, or its runtime name.
+    """
 
     options: "__google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Runtime options, for runc `containerd.runc.v1.Options`.
+    """
 
 
 default_message_pool.register_message(
@@ -223,6 +328,9 @@ class RuntimeVersion(betterproto2.Message):
     version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     revision: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Source revision of the build.
+    """
 
 
 default_message_pool.register_message(
@@ -232,6 +340,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class Sandbox(betterproto2.Message):
+    """
+    The record of a group of containers that share an environment, such as a pod or a virtual machine.
+    """
+
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     runtime: "SandboxRuntime | None" = betterproto2.field(
@@ -241,6 +353,9 @@ class Sandbox(betterproto2.Message):
     spec: "__google__protobuf__.Any | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON, whatever the sandbox controller expects.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         4,
@@ -271,8 +386,14 @@ class Sandbox(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_MESSAGE
         ),
     )
+    """
+    Free for clients; stored as they came.
+    """
 
     sandboxer: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    Name of the controller that runs it. Numbers 8 and 9 are skipped.
+    """
 
 
 default_message_pool.register_message("containerd.types", "Sandbox", Sandbox)
@@ -280,11 +401,21 @@ default_message_pool.register_message("containerd.types", "Sandbox", Sandbox)
 
 @dataclass(eq=False, repr=False)
 class SandboxRuntime(betterproto2.Message):
+    """
+    The runtime that runs the sandbox.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    For instance `io.containerd.runc.v2`.
+    """
 
     options: "__google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Runtime options, passed on as they came.
+    """
 
 
 default_message_pool.register_message(

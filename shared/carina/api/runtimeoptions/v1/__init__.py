@@ -17,11 +17,24 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class Options(betterproto2.Message):
+    """
+    Passed to the shim as they are.
+    """
+
     type_url: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Type of what `config_body` holds.
+    """
 
     config_path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    A configuration file on the host, read by the shim.
+    """
 
     config_body: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
+    """
+    The configuration itself, instead of a path.
+    """
 
 
 default_message_pool.register_message("runtimeoptions.v1", "Options", Options)

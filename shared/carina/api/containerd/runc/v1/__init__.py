@@ -21,25 +21,56 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class CheckpointOptions(betterproto2.Message):
+    """
+    For Checkpoint: what CRIU is asked to do.
+    """
+
     exit: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    End the container when it is written; otherwise it goes on.
+    """
 
     open_tcp: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Save established TCP connections.
+    """
 
     external_unix_sockets: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    Save unix sockets whose other end is outside.
+    """
 
     terminal: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Save a container with a terminal.
+    """
 
     file_locks: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    Save file locks.
+    """
 
     empty_namespaces: "list[str]" = betterproto2.field(
         6, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Namespaces to be made on restore, but not to be filled (`network`).
+    """
 
     cgroups_mode: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    How CRIU treats cgroups: `soft`, `full`, `strict`, `ignore`.
+    """
 
     image_path: "str" = betterproto2.field(8, betterproto2.TYPE_STRING)
+    """
+    Directory the images are written to; where empty, they go into the content store.
+    """
 
     work_path: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    """
+    Directory for the logs of CRIU.
+    """
 
 
 default_message_pool.register_message(
@@ -49,29 +80,69 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class Options(betterproto2.Message):
+    """
+    For a task: the `options` of a container's runtime.
+    """
+
     no_pivot_root: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    Change the root without pivot_root, for hosts that run from a ramdisk.
+    """
 
     no_new_keyring: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Share the session keyring of the host.
+    """
 
     shim_cgroup: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Path of a cgroup that the shim itself is put into.
+    """
 
     io_uid: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Owner of the pipes for stdio, for containers in a user namespace.
+    """
 
     io_gid: "int" = betterproto2.field(5, betterproto2.TYPE_UINT32)
+    """
+    Owner of the pipes for stdio, for containers in a user namespace.
+    """
 
     binary_name: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Name or path of the OCI runtime; `runc` where empty.
+    """
 
     root: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Directory of the OCI runtime's state. Two daemons that share one destroy each other's containers of equal id.
+    """
 
     systemd_cgroup: "bool" = betterproto2.field(9, betterproto2.TYPE_BOOL)
+    """
+    Have systemd make the cgroups. Number 8 is skipped.
+    """
 
     criu_image_path: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    Directory for the images of checkpoints.
+    """
 
     criu_work_path: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+    """
+    Directory for the logs of CRIU.
+    """
 
     task_api_address: "str" = betterproto2.field(12, betterproto2.TYPE_STRING)
+    """
+    Address of a task API that serves already, in a sandbox for instance; a new shim is started where empty.
+    """
 
     task_api_version: "int" = betterproto2.field(13, betterproto2.TYPE_UINT32)
+    """
+    Version of that API, 2 or 3.
+    """
 
 
 default_message_pool.register_message("containerd.runc.v1", "Options", Options)
@@ -79,6 +150,10 @@ default_message_pool.register_message("containerd.runc.v1", "Options", Options)
 
 @dataclass(eq=False, repr=False)
 class ProcessDetails(betterproto2.Message):
+    """
+    In `ProcessInfo.info`: which exec a process was started by.
+    """
+
     exec_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 

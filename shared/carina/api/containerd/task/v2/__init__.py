@@ -58,10 +58,16 @@ class CheckpointTaskRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Directory that the images are written to.
+    """
 
     options: "___google__protobuf__.Any | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    For runc `containerd.runc.v1.CheckpointOptions`.
+    """
 
 
 default_message_pool.register_message(
@@ -98,8 +104,14 @@ class ConnectResponse(betterproto2.Message):
     shim_pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
     task_pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    Of the container's first process; 0 where the shim does not hold it.
+    """
 
     version: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Of the shim, not of the API.
+    """
 
 
 default_message_pool.register_message(
@@ -112,26 +124,53 @@ class CreateTaskRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     bundle: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Directory with `config.json` and `rootfs/`; an absolute path on the host.
+    """
 
     rootfs: "list[__types__.Mount]" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Mounts that the shim performs on `rootfs/` in the bundle.
+    """
 
     terminal: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Give it a pseudo terminal; stderr then stays empty.
+    """
 
     stdin: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     stdout: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     stderr: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     checkpoint: "str" = betterproto2.field(8, betterproto2.TYPE_STRING)
+    """
+    Directory to restore from; empty for a new container.
+    """
 
     parent_checkpoint: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    """
+    Directory of an earlier checkpoint that that one builds on.
+    """
 
     options: "___google__protobuf__.Any | None" = betterproto2.field(
         10, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    The runtime's options, for runc `containerd.runc.v1.Options`.
+    """
 
 
 default_message_pool.register_message(
@@ -142,6 +181,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class CreateTaskResponse(betterproto2.Message):
     pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    Of the first process, as the host sees it.
+    """
 
 
 default_message_pool.register_message(
@@ -163,9 +205,16 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class DeleteResponse(betterproto2.Message):
+    """
+    Also what a shim called with `delete` prints, when the one that served is gone.
+    """
+
     pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
     exit_status: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    The exit code, or 128 and the signal.
+    """
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
         3,
@@ -187,16 +236,31 @@ class ExecProcessRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     terminal: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    Give it a pseudo terminal; stderr then stays empty.
+    """
 
     stdin: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     stdout: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     stderr: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     spec: "___google__protobuf__.Any | None" = betterproto2.field(
         7, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON: the process of the OCI runtime specification.
+    """
 
 
 default_message_pool.register_message(
@@ -206,6 +270,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ExecProcessResponse(betterproto2.Message):
+    """
+    Exec returns an Empty; this is not used.
+    """
+
     pass
 
 
@@ -221,8 +289,14 @@ class KillRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     signal: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    """
+    Its number on the host.
+    """
 
     all: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Every process in the container, instead of one.
+    """
 
 
 default_message_pool.register_message("containerd.task.v2", "KillRequest", KillRequest)
@@ -265,8 +339,14 @@ class ResizePtyRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     width: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    """
+    Characters.
+    """
 
     height: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Characters.
+    """
 
 
 default_message_pool.register_message(
@@ -289,6 +369,9 @@ class ShutdownRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     now: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    End at once; runc's shim ends only when it holds no container, all the same.
+    """
 
 
 default_message_pool.register_message(
@@ -335,6 +418,9 @@ class StateResponse(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     bundle: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    As given to Create.
+    """
 
     pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
 
@@ -351,6 +437,9 @@ class StateResponse(betterproto2.Message):
     terminal: "bool" = betterproto2.field(8, betterproto2.TYPE_BOOL)
 
     exit_status: "int" = betterproto2.field(9, betterproto2.TYPE_UINT32)
+    """
+    Meaningful once the process has ended: the exit code, or 128 and the signal.
+    """
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
         10,
@@ -382,6 +471,9 @@ class StatsResponse(betterproto2.Message):
     stats: "___google__protobuf__.Any | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `io.containerd.cgroups.v1.Metrics` or `.v2.Metrics`, as the host has it.
+    """
 
 
 default_message_pool.register_message(
@@ -396,6 +488,9 @@ class UpdateTaskRequest(betterproto2.Message):
     resources: "___google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON: new limits in the form of the OCI runtime specification.
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         3,
@@ -424,6 +519,9 @@ default_message_pool.register_message("containerd.task.v2", "WaitRequest", WaitR
 @dataclass(eq=False, repr=False)
 class WaitResponse(betterproto2.Message):
     exit_status: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    The exit code, or 128 and the signal.
+    """
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
         2,
@@ -439,6 +537,12 @@ default_message_pool.register_message(
 
 
 class TaskStub(betterproto2_grpclib.ServiceStub):
+    """
+    What a shim serves over ttrpc. One shim can hold several containers.
+    NOT_FOUND where it holds no such container or process;
+    in every request, an empty `exec_id` means the container's first process.
+    """
+
     async def state(
         self,
         message: "StateRequest",
@@ -447,6 +551,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StateResponse":
+        """
+        The present state of one process.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/State",
@@ -465,6 +572,10 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CreateTaskResponse":
+        """
+        Mounts the root, makes the container and its first process, which waits for Start.
+        ALREADY_EXISTS for an id in use.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Create",
@@ -483,6 +594,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StartResponse":
+        """
+        Starts a process that was created or prepared. FAILED_PRECONDITION where it was started before.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Start",
@@ -501,6 +615,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "DeleteResponse":
+        """
+        Removes a process that has ended, and for the first one the container. FAILED_PRECONDITION while it runs.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Delete",
@@ -519,6 +636,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PidsResponse":
+        """
+        Every process in the container, those that it started itself too.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Pids",
@@ -537,6 +657,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "___google__protobuf__.Empty":
+        """
+        Freezes every process of the container.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Pause",
@@ -555,6 +678,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "___google__protobuf__.Empty":
+        """
+        Thaws a paused container.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Resume",
@@ -573,6 +699,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "___google__protobuf__.Empty":
+        """
+        Saves the state of the processes to a directory. It lasts as long as it takes.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Checkpoint",
@@ -591,6 +720,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "___google__protobuf__.Empty":
+        """
+        Sends a signal. NOT_FOUND where the process has ended.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Kill",
@@ -609,6 +741,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "___google__protobuf__.Empty":
+        """
+        Prepares a further process; Start starts it. ALREADY_EXISTS for an exec id in use.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Exec",
@@ -627,6 +762,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "___google__protobuf__.Empty":
+        """
+        Sets the size of a process's terminal.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/ResizePty",
@@ -645,6 +783,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "___google__protobuf__.Empty":
+        """
+        Closes the shim's end of stdin, so that the process reads an end. Idempotent.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/CloseIO",
@@ -663,6 +804,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "___google__protobuf__.Empty":
+        """
+        Changes the limits of a running container.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Update",
@@ -681,6 +825,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "WaitResponse":
+        """
+        Returns when a process has ended, at once where it has. Safe to repeat until the process is deleted.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Wait",
@@ -699,6 +846,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StatsResponse":
+        """
+        One reading of the container's cgroup.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Stats",
@@ -717,6 +867,9 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ConnectResponse":
+        """
+        What a daemon asks after its restart: pids and version of the shim.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Connect",
@@ -735,6 +888,10 @@ class TaskStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "___google__protobuf__.Empty":
+        """
+        Ends the shim if it holds no container any more; otherwise nothing happens.
+        The connection may break before the answer.
+        """
 
         return await self._unary_unary(
             "/containerd.task.v2.Task/Shutdown",
@@ -752,83 +909,142 @@ from ...v1 import types as __v1__types__
 
 
 class TaskBase(betterproto2_grpclib.ServiceBase):
+    """
+    What a shim serves over ttrpc. One shim can hold several containers.
+    NOT_FOUND where it holds no such container or process;
+    in every request, an empty `exec_id` means the container's first process.
+    """
+
     async def state(self, message: "StateRequest") -> "StateResponse":
+        """
+        The present state of one process.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def create(self, message: "CreateTaskRequest") -> "CreateTaskResponse":
+        """
+        Mounts the root, makes the container and its first process, which waits for Start.
+        ALREADY_EXISTS for an id in use.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def start(self, message: "StartRequest") -> "StartResponse":
+        """
+        Starts a process that was created or prepared. FAILED_PRECONDITION where it was started before.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete(self, message: "DeleteRequest") -> "DeleteResponse":
+        """
+        Removes a process that has ended, and for the first one the container. FAILED_PRECONDITION while it runs.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def pids(self, message: "PidsRequest") -> "PidsResponse":
+        """
+        Every process in the container, those that it started itself too.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def pause(self, message: "PauseRequest") -> "___google__protobuf__.Empty":
+        """
+        Freezes every process of the container.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def resume(self, message: "ResumeRequest") -> "___google__protobuf__.Empty":
+        """
+        Thaws a paused container.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def checkpoint(
         self, message: "CheckpointTaskRequest"
     ) -> "___google__protobuf__.Empty":
+        """
+        Saves the state of the processes to a directory. It lasts as long as it takes.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def kill(self, message: "KillRequest") -> "___google__protobuf__.Empty":
+        """
+        Sends a signal. NOT_FOUND where the process has ended.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def exec(
         self, message: "ExecProcessRequest"
     ) -> "___google__protobuf__.Empty":
+        """
+        Prepares a further process; Start starts it. ALREADY_EXISTS for an exec id in use.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def resize_pty(
         self, message: "ResizePtyRequest"
     ) -> "___google__protobuf__.Empty":
+        """
+        Sets the size of a process's terminal.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def close_io(
         self, message: "CloseIoRequest"
     ) -> "___google__protobuf__.Empty":
+        """
+        Closes the shim's end of stdin, so that the process reads an end. Idempotent.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(
         self, message: "UpdateTaskRequest"
     ) -> "___google__protobuf__.Empty":
+        """
+        Changes the limits of a running container.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def wait(self, message: "WaitRequest") -> "WaitResponse":
+        """
+        Returns when a process has ended, at once where it has. Safe to repeat until the process is deleted.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stats(self, message: "StatsRequest") -> "StatsResponse":
+        """
+        One reading of the container's cgroup.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def connect(self, message: "ConnectRequest") -> "ConnectResponse":
+        """
+        What a daemon asks after its restart: pids and version of the shim.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def shutdown(
         self, message: "ShutdownRequest"
     ) -> "___google__protobuf__.Empty":
+        """
+        Ends the shim if it holds no container any more; otherwise nothing happens.
+        The connection may break before the answer.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

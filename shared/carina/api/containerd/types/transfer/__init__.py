@@ -38,24 +38,47 @@ class AuthType(betterproto2.Enum):
     NONE = 0
 
     CREDENTIALS = 1
+    """
+    User name and password.
+    """
 
     REFRESH = 2
+    """
+    A refresh token.
+    """
 
     HEADER = 3
+    """
+    The value of an Authorization header.
+    """
 
 
 class HttpDebug(betterproto2.Enum):
+    """
+    Depth of the log of HTTP traffic.
+    """
+
     DISABLED = 0
 
     DEBUG = 1
+    """
+    Requests and responses.
+    """
 
     TRACE = 2
+    """
+    Connections: names resolved, handshakes, reuse.
+    """
 
     BOTH = 3
 
 
 @dataclass(eq=False, repr=False)
 class AuthRequest(betterproto2.Message):
+    """
+    Sent by the server: a registry wants credentials.
+    """
+
     host: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     reference: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -63,6 +86,9 @@ class AuthRequest(betterproto2.Message):
     wwwauthenticate: "list[str]" = betterproto2.field(
         3, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Values of the challenge's WWW-Authenticate headers.
+    """
 
 
 default_message_pool.register_message(
@@ -72,11 +98,18 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class AuthResponse(betterproto2.Message):
+    """
+    Sent by the client in answer.
+    """
+
     auth_type: "AuthType" = betterproto2.field(
         1, betterproto2.TYPE_ENUM, default_factory=lambda: AuthType(0)
     )
 
     secret: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    A password, a refresh token or a header value, as `authType` says; not to be logged.
+    """
 
     username: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
@@ -86,6 +119,9 @@ class AuthResponse(betterproto2.Message):
         unwrap=lambda: ___google__protobuf__.Timestamp,
         optional=True,
     )
+    """
+    Unset where the secret does not expire.
+    """
 
 
 default_message_pool.register_message(
@@ -95,13 +131,26 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ContainerPath(betterproto2.Message):
+    """
+    A path in the file system of a running container, to copy from or to.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    As processes in the container see it.
+    """
 
     no_walk: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    For a directory, its own entry only, not what is in it.
+    """
 
     preserve_ownership: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Keep user and group ids of the archive's entries.
+    """
 
 
 default_message_pool.register_message(
@@ -111,6 +160,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class Data(betterproto2.Message):
+    """
+    A piece of a byte stream.
+    """
+
     data: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
 
 
@@ -119,19 +172,38 @@ default_message_pool.register_message("containerd.types.transfer", "Data", Data)
 
 @dataclass(eq=False, repr=False)
 class ImageExportStream(betterproto2.Message):
+    """
+    An OCI layout with images that goes out over a stream.
+    """
+
     stream: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Id of the stream.
+    """
 
     media_type: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     platforms: "list[__types__.Platform]" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    The server's own where empty.
+    """
 
     all_platforms: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Export every platform whose content is here, whatever `platforms` says.
+    """
 
     skip_compatibility_manifest: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    Leave out `manifest.json`, which only `docker load` needs.
+    """
 
     skip_non_distributable: "bool" = betterproto2.field(6, betterproto2.TYPE_BOOL)
+    """
+    Leave out layers that may not be redistributed.
+    """
 
 
 default_message_pool.register_message(
@@ -141,11 +213,21 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ImageImportStream(betterproto2.Message):
+    """
+    An image archive (OCI layout or docker save) that comes in over a stream.
+    """
+
     stream: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Id of the stream.
+    """
 
     media_type: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     force_compress: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    Store layers compressed that are not compressed in the archive.
+    """
 
 
 default_message_pool.register_message(
@@ -155,15 +237,34 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ImageReference(betterproto2.Message):
+    """
+    A rule by which image records are named.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    A full reference, or a prefix.
+    """
 
     is_prefix: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Names found in the archive are put behind `name`.
+    """
 
     allow_overwrite: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    Replace a record of that name.
+    """
 
     add_digest: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Make a record `name@digest` also.
+    """
 
     skip_named_digest: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    No `name@digest` for an image that got a name already.
+    """
 
 
 default_message_pool.register_message(
@@ -173,7 +274,14 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ImageStore(betterproto2.Message):
+    """
+    An image record here, as destination (pull, import, tag) or source (push, export, tag).
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Full reference; empty where `extra_references` make the names.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         2,
@@ -182,22 +290,40 @@ class ImageStore(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    For the record that is made.
+    """
 
     platforms: "list[__types__.Platform]" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Whose content is fetched; every platform's where empty.
+    """
 
     all_metadata: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Fetch manifests and configurations of every platform, layers only of `platforms`.
+    """
 
     manifest_limit: "int" = betterproto2.field(5, betterproto2.TYPE_UINT32)
+    """
+    At most so many manifests; 0 for no limit.
+    """
 
     extra_references: "list[ImageReference]" = betterproto2.field(
         6, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Further records to make.
+    """
 
     unpacks: "list[UnpackConfiguration]" = betterproto2.field(
         10, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Where to unpack to, by platform. Numbers 7 to 9 are skipped.
+    """
 
 
 default_message_pool.register_message(
@@ -207,7 +333,14 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class OciRegistry(betterproto2.Message):
+    """
+    An image in a registry, as source (pull) or destination (push).
+    """
+
     reference: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Full reference with host, repository and tag or digest.
+    """
 
     resolver: "RegistryResolver | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
@@ -221,21 +354,44 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class Progress(betterproto2.Message):
+    """
+    One line of progress, sent on the transfer's progress stream.
+    """
+
     event: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    What happens to the object: `waiting`, `downloading`, `complete`, ...;
+    with an empty name, a remark on the whole transfer.
+    """
 
     name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    What it happens to; unique within the transfer.
+    """
 
     parents: "list[str]" = betterproto2.field(
         3, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Names of the objects that led to this one.
+    """
 
     progress: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Bytes so far.
+    """
 
     total: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    Bytes in all; 0 where unknown.
+    """
 
     desc: "__types__.Descriptor | None" = betterproto2.field(
         6, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Descriptor of the object, where it has one.
+    """
 
 
 default_message_pool.register_message("containerd.types.transfer", "Progress", Progress)
@@ -243,9 +399,19 @@ default_message_pool.register_message("containerd.types.transfer", "Progress", P
 
 @dataclass(eq=False, repr=False)
 class ReadStream(betterproto2.Message):
+    """
+    Bytes that the server takes from a stream: a source.
+    """
+
     stream: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Id of the stream.
+    """
 
     media_type: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Of the bytes, for instance a tar archive.
+    """
 
 
 default_message_pool.register_message(
@@ -255,7 +421,15 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class RegistryResolver(betterproto2.Message):
+    """
+    How to reach the registry and who asks.
+    """
+
     auth_stream: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Id of a stream on which the server sends an AuthRequest per challenge,
+    each answered by the client with an AuthResponse.
+    """
 
     headers: "dict[str, str]" = betterproto2.field(
         2,
@@ -264,16 +438,31 @@ class RegistryResolver(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    HTTP headers added to every request.
+    """
 
     host_dir: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Directory on the server's side with a `hosts.toml` per registry.
+    """
 
     default_scheme: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    `http` or `https`, where `host_dir` does not say.
+    """
 
     http_debug: "HttpDebug" = betterproto2.field(
         5, betterproto2.TYPE_ENUM, default_factory=lambda: HttpDebug(0)
     )
+    """
+    What is logged of the HTTP traffic.
+    """
 
     logs_stream: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Id of a stream that receives this log; the server's own log where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -283,11 +472,18 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class UnpackConfiguration(betterproto2.Message):
+    """
+    Layers of one platform go into one snapshotter.
+    """
+
     platform: "__types__.Platform | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
 
     snapshotter: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    The server's choice where empty; only snapshotters it is configured for are accepted.
+    """
 
 
 default_message_pool.register_message(
@@ -297,7 +493,14 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class WindowUpdate(betterproto2.Message):
+    """
+    Sent against the direction of a byte stream: the sender of Data may send so many bytes more.
+    """
+
     update: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)
+    """
+    Bytes.
+    """
 
 
 default_message_pool.register_message(
@@ -307,9 +510,19 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class WriteStream(betterproto2.Message):
+    """
+    Bytes that the server puts on a stream: a destination.
+    """
+
     stream: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Id of the stream.
+    """
 
     media_type: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Of the bytes, for instance a tar archive.
+    """
 
 
 default_message_pool.register_message(

@@ -17,40 +17,81 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
 class Status(betterproto2.Enum):
+    """
+    Where a process is in its life.
+    """
+
     UNKNOWN = 0
+    """
+    Nobody could say, for instance because the shim does not answer.
+    """
 
     CREATED = 1
+    """
+    There, but not started.
+    """
 
     RUNNING = 2
 
     STOPPED = 3
+    """
+    Ended, but not deleted.
+    """
 
     PAUSED = 4
 
     PAUSING = 5
+    """
+    On the way to PAUSED.
+    """
 
 
 @dataclass(eq=False, repr=False)
 class Process(betterproto2.Message):
+    """
+    A task's first process or one executed in it.
+    """
+
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Exec id of a further process; for a task's first one, the container's id.
+    """
 
     pid: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    """
+    As the host sees it; 0 before the process exists.
+    """
 
     status: "Status" = betterproto2.field(
         4, betterproto2.TYPE_ENUM, default_factory=lambda: Status(0)
     )
 
     stdin: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO or a URI; empty where the stream is not wanted.
+    """
 
     stdout: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO or a URI; empty where the stream is not wanted.
+    """
 
     stderr: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO or a URI; empty where the stream is not wanted.
+    """
 
     terminal: "bool" = betterproto2.field(8, betterproto2.TYPE_BOOL)
+    """
+    The process has a pseudo terminal, and no stderr of its own.
+    """
 
     exit_status: "int" = betterproto2.field(9, betterproto2.TYPE_UINT32)
+    """
+    Meaningful with status STOPPED only: the exit code, or 128 and the signal.
+    """
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
         10,
@@ -65,11 +106,21 @@ default_message_pool.register_message("containerd.v1.types", "Process", Process)
 
 @dataclass(eq=False, repr=False)
 class ProcessInfo(betterproto2.Message):
+    """
+    One process in a container, whoever started it.
+    """
+
     pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    As the host sees it.
+    """
 
     info: "___google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    From the runtime; runc's shim names the exec id in `containerd.runc.v1.ProcessDetails`.
+    """
 
 
 default_message_pool.register_message("containerd.v1.types", "ProcessInfo", ProcessInfo)

@@ -16,6 +16,10 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
 class Capability(betterproto2.Enum):
+    """
+    None is defined yet.
+    """
+
     UNSPECIFIED = 0
 
     @classmethod
@@ -32,6 +36,10 @@ class Capability(betterproto2.Enum):
 
 
 class LogLevel(betterproto2.Enum):
+    """
+    The levels of Go's slog; INFO is the zero value.
+    """
+
     INFO = 0
 
     TRACE = -8
@@ -74,6 +82,9 @@ class LogLevel(betterproto2.Enum):
 @dataclass(eq=False, repr=False)
 class BootstrapParams(betterproto2.Message):
     instance_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Id of the container or sandbox that the shim is started for.
+    """
 
     namespace: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
@@ -82,20 +93,38 @@ class BootstrapParams(betterproto2.Message):
     )
 
     containerd_version: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Version of the daemon that starts it.
+    """
 
     containerd_ttrpc_address: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Path of the socket where the shim publishes events.
+    """
 
     containerd_grpc_address: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Path of the socket of the whole API.
+    """
 
     containerd_binary: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Program whose `publish` command takes an event, for shims that don't use ttrpc for it.
+    """
 
     extensions: "list[Extension]" = betterproto2.field(
         8, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Runtime options among them.
+    """
 
     socket_dir: "str | None" = betterproto2.field(
         9, betterproto2.TYPE_STRING, optional=True
     )
+    """
+    Directory for the shim's sockets; the shim chooses where unset.
+    """
 
 
 default_message_pool.register_message(
@@ -106,14 +135,26 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class BootstrapResult(betterproto2.Message):
     version: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)
+    """
+    Of the task API that the shim serves: 2 or 3.
+    """
 
     address: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    `unix://` and a path, or another scheme for a shim elsewhere.
+    """
 
     protocol: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    `ttrpc` or `grpc`.
+    """
 
     capabilities: "list[Capability]" = betterproto2.field(
         4, betterproto2.TYPE_ENUM, repeated=True
     )
+    """
+    What the shim can do beyond the task API.
+    """
 
     metadata: "dict[str, str]" = betterproto2.field(
         5,
@@ -122,6 +163,9 @@ class BootstrapResult(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    Free for shims.
+    """
 
 
 default_message_pool.register_message(
@@ -131,6 +175,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class Extension(betterproto2.Message):
+    """
+    One message whose type says what it is for.
+    """
+
     value: "____google__protobuf__.Any | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )

@@ -52,16 +52,28 @@ class CreateSandboxRequest(betterproto2.Message):
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     bundle_path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Directory with the sandbox's own files.
+    """
 
     rootfs: "list[___types__.Mount]" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Mounts that make the sandbox's root, if it has one.
+    """
 
     options: "____google__protobuf__.Any | None" = betterproto2.field(
         4, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Whatever this kind of sandbox wants to know.
+    """
 
     netns_path: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Path of the network namespace to join; empty where the sandbox makes its own or has none.
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         6,
@@ -156,6 +168,9 @@ class SandboxStatusRequest(betterproto2.Message):
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     verbose: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Fill `info` too.
+    """
 
 
 default_message_pool.register_message(
@@ -170,6 +185,9 @@ class SandboxStatusResponse(betterproto2.Message):
     pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
 
     state: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    A word of the shim's choice.
+    """
 
     info: "dict[str, str]" = betterproto2.field(
         4,
@@ -178,6 +196,9 @@ class SandboxStatusResponse(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    For people, not for programs.
+    """
 
     created_at: "datetime.datetime | None" = betterproto2.field(
         5,
@@ -196,6 +217,9 @@ class SandboxStatusResponse(betterproto2.Message):
     extra: "____google__protobuf__.Any | None" = betterproto2.field(
         7, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    For the sandbox's controller; nobody else decodes it.
+    """
 
 
 default_message_pool.register_message(
@@ -236,6 +260,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class StartSandboxResponse(betterproto2.Message):
     pid: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    As the host sees it; 0 where the sandbox is no process.
+    """
 
     created_at: "datetime.datetime | None" = betterproto2.field(
         2,
@@ -247,6 +274,9 @@ class StartSandboxResponse(betterproto2.Message):
     spec: "____google__protobuf__.Any | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON; changes that the sandbox makes to the specification of its containers.
+    """
 
 
 default_message_pool.register_message(
@@ -259,6 +289,9 @@ class StopSandboxRequest(betterproto2.Message):
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     timeout_secs: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    Seconds until it is killed; 0 for the shim's default.
+    """
 
 
 default_message_pool.register_message(
@@ -278,11 +311,18 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class UpdateSandboxRequest(betterproto2.Message):
+    """
+    Not used by any method yet.
+    """
+
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     resources: "____google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON: new limits in the form of the OCI runtime specification.
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         3,
@@ -300,6 +340,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class UpdateSandboxResponse(betterproto2.Message):
+    """
+    Not used by any method yet.
+    """
+
     pass
 
 
@@ -321,6 +365,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class WaitSandboxResponse(betterproto2.Message):
     exit_status: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    The exit code, or 128 and the signal.
+    """
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
         2,
@@ -336,6 +383,10 @@ default_message_pool.register_message(
 
 
 class SandboxStub(betterproto2_grpclib.ServiceStub):
+    """
+    One sandbox per shim: it is created, started, stopped, and then the shim is shut down.
+    """
+
     async def create_sandbox(
         self,
         message: "CreateSandboxRequest",
@@ -344,6 +395,9 @@ class SandboxStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CreateSandboxResponse":
+        """
+        Prepares the environment without starting it. ALREADY_EXISTS where the shim has a sandbox.
+        """
 
         return await self._unary_unary(
             "/containerd.runtime.sandbox.v1.Sandbox/CreateSandbox",
@@ -362,6 +416,9 @@ class SandboxStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StartSandboxResponse":
+        """
+        Starts what was created. Once it returns, containers can be made in it.
+        """
 
         return await self._unary_unary(
             "/containerd.runtime.sandbox.v1.Sandbox/StartSandbox",
@@ -380,6 +437,9 @@ class SandboxStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PlatformResponse":
+        """
+        The platform that containers in the sandbox see, which may differ from the host's.
+        """
 
         return await self._unary_unary(
             "/containerd.runtime.sandbox.v1.Sandbox/Platform",
@@ -398,6 +458,9 @@ class SandboxStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StopSandboxResponse":
+        """
+        Ends the sandbox and everything in it. Idempotent; the shim stays, to be asked for the status.
+        """
 
         return await self._unary_unary(
             "/containerd.runtime.sandbox.v1.Sandbox/StopSandbox",
@@ -416,6 +479,9 @@ class SandboxStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "WaitSandboxResponse":
+        """
+        Returns when the sandbox has ended, at once where it has.
+        """
 
         return await self._unary_unary(
             "/containerd.runtime.sandbox.v1.Sandbox/WaitSandbox",
@@ -434,6 +500,9 @@ class SandboxStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "SandboxStatusResponse":
+        """
+        The present state, of a stopped sandbox too.
+        """
 
         return await self._unary_unary(
             "/containerd.runtime.sandbox.v1.Sandbox/SandboxStatus",
@@ -452,6 +521,9 @@ class SandboxStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PingResponse":
+        """
+        Answers while the shim works.
+        """
 
         return await self._unary_unary(
             "/containerd.runtime.sandbox.v1.Sandbox/PingSandbox",
@@ -470,6 +542,9 @@ class SandboxStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ShutdownSandboxResponse":
+        """
+        Ends the shim itself after what it has to clean up. The connection may break before the answer.
+        """
 
         return await self._unary_unary(
             "/containerd.runtime.sandbox.v1.Sandbox/ShutdownSandbox",
@@ -488,6 +563,9 @@ class SandboxStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "SandboxMetricsResponse":
+        """
+        One reading of the sandbox as a whole.
+        """
 
         return await self._unary_unary(
             "/containerd.runtime.sandbox.v1.Sandbox/SandboxMetrics",
@@ -504,53 +582,84 @@ from .... import types as ___types__
 
 
 class SandboxBase(betterproto2_grpclib.ServiceBase):
+    """
+    One sandbox per shim: it is created, started, stopped, and then the shim is shut down.
+    """
+
     async def create_sandbox(
         self, message: "CreateSandboxRequest"
     ) -> "CreateSandboxResponse":
+        """
+        Prepares the environment without starting it. ALREADY_EXISTS where the shim has a sandbox.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def start_sandbox(
         self, message: "StartSandboxRequest"
     ) -> "StartSandboxResponse":
+        """
+        Starts what was created. Once it returns, containers can be made in it.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def platform(self, message: "PlatformRequest") -> "PlatformResponse":
+        """
+        The platform that containers in the sandbox see, which may differ from the host's.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stop_sandbox(
         self, message: "StopSandboxRequest"
     ) -> "StopSandboxResponse":
+        """
+        Ends the sandbox and everything in it. Idempotent; the shim stays, to be asked for the status.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def wait_sandbox(
         self, message: "WaitSandboxRequest"
     ) -> "WaitSandboxResponse":
+        """
+        Returns when the sandbox has ended, at once where it has.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def sandbox_status(
         self, message: "SandboxStatusRequest"
     ) -> "SandboxStatusResponse":
+        """
+        The present state, of a stopped sandbox too.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def ping_sandbox(self, message: "PingRequest") -> "PingResponse":
+        """
+        Answers while the shim works.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def shutdown_sandbox(
         self, message: "ShutdownSandboxRequest"
     ) -> "ShutdownSandboxResponse":
+        """
+        Ends the shim itself after what it has to clean up. The connection may break before the answer.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def sandbox_metrics(
         self, message: "SandboxMetricsRequest"
     ) -> "SandboxMetricsResponse":
+        """
+        One reading of the sandbox as a whole.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

@@ -53,18 +53,33 @@ class Container(betterproto2.Message):
     )
 
     image: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Name of the image it was made from: a note that neither needs to exist nor keeps the image.
+    """
 
     runtime: "ContainerRuntime | None" = betterproto2.field(
         4, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Fixed once the record is made.
+    """
 
     spec: "____google__protobuf__.Any | None" = betterproto2.field(
         5, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON: the OCI runtime specification, with type URL `types.containerd.io/opencontainers/runtime-spec/1/Spec`.
+    """
 
     snapshotter: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Fixed once the record is made.
+    """
 
     snapshot_key: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    The active snapshot that is its root. The record keeps it from being collected.
+    """
 
     created_at: "datetime.datetime | None" = betterproto2.field(
         8,
@@ -87,8 +102,14 @@ class Container(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_MESSAGE
         ),
     )
+    """
+    Free for clients; stored as they came.
+    """
 
     sandbox: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+    """
+    Id of the sandbox it runs in; empty for none.
+    """
 
 
 default_message_pool.register_message(
@@ -98,11 +119,21 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ContainerRuntime(betterproto2.Message):
+    """
+    The shim that runs the container's tasks.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    `io.containerd.runc.v2` and the like; it leads to a binary `containerd-shim-runc-v2`.
+    """
 
     options: "____google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    For the shim, passed on as they came.
+    """
 
 
 default_message_pool.register_message(
@@ -189,6 +220,9 @@ class ListContainersRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Records that match one of them; all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -215,10 +249,17 @@ class UpdateContainerRequest(betterproto2.Message):
     container: "Container | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `id` says which; the fields named in the mask hold the new values.
+    """
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `labels`, `labels.KEY`, `extensions`, `extensions.KEY`, `spec`, `image`, `snapshotkey`;
+    all of these where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -243,6 +284,10 @@ default_message_pool.register_message(
 
 
 class ContainersStub(betterproto2_grpclib.ServiceStub):
+    """
+    The records. Making, changing or deleting one starts and stops nothing.
+    """
+
     async def get(
         self,
         message: "GetContainerRequest",
@@ -251,6 +296,9 @@ class ContainersStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "GetContainerResponse":
+        """
+        NOT_FOUND where there is no such record.
+        """
 
         return await self._unary_unary(
             "/containerd.services.containers.v1.Containers/Get",
@@ -269,6 +317,9 @@ class ContainersStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListContainersResponse":
+        """
+        All that match, in one message; it can exceed the limit of a message where ListStream can't.
+        """
 
         return await self._unary_unary(
             "/containerd.services.containers.v1.Containers/List",
@@ -287,6 +338,9 @@ class ContainersStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[ListContainerMessage]":
+        """
+        All that match, one per message.
+        """
 
         async for response in self._unary_stream(
             "/containerd.services.containers.v1.Containers/ListStream",
@@ -306,6 +360,9 @@ class ContainersStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CreateContainerResponse":
+        """
+        Makes a record. ALREADY_EXISTS for an id in use, INVALID_ARGUMENT for one that is no identifier.
+        """
 
         return await self._unary_unary(
             "/containerd.services.containers.v1.Containers/Create",
@@ -324,6 +381,9 @@ class ContainersStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UpdateContainerResponse":
+        """
+        Changes the fields named in the mask. NOT_FOUND, or INVALID_ARGUMENT for a field that can't be changed.
+        """
 
         return await self._unary_unary(
             "/containerd.services.containers.v1.Containers/Update",
@@ -342,6 +402,11 @@ class ContainersStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Removes the record; what only it referred to becomes garbage.
+        NOT_FOUND for a second delete.
+        Whether a task exists is not asked.
+        """
 
         return await self._unary_unary(
             "/containerd.services.containers.v1.Containers/Delete",
@@ -357,17 +422,30 @@ from .....google import protobuf as ____google__protobuf__
 
 
 class ContainersBase(betterproto2_grpclib.ServiceBase):
+    """
+    The records. Making, changing or deleting one starts and stops nothing.
+    """
+
     async def get(self, message: "GetContainerRequest") -> "GetContainerResponse":
+        """
+        NOT_FOUND where there is no such record.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(self, message: "ListContainersRequest") -> "ListContainersResponse":
+        """
+        All that match, in one message; it can exceed the limit of a message where ListStream can't.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_stream(
         self, message: "ListContainersRequest"
     ) -> "AsyncIterator[ListContainerMessage]":
+        """
+        All that match, one per message.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ListContainerMessage()
@@ -375,18 +453,29 @@ class ContainersBase(betterproto2_grpclib.ServiceBase):
     async def create(
         self, message: "CreateContainerRequest"
     ) -> "CreateContainerResponse":
+        """
+        Makes a record. ALREADY_EXISTS for an id in use, INVALID_ARGUMENT for one that is no identifier.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(
         self, message: "UpdateContainerRequest"
     ) -> "UpdateContainerResponse":
+        """
+        Changes the fields named in the mask. NOT_FOUND, or INVALID_ARGUMENT for a field that can't be changed.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete(
         self, message: "DeleteContainerRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Removes the record; what only it referred to becomes garbage.
+        NOT_FOUND for a second delete.
+        Whether a task exists is not asked.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

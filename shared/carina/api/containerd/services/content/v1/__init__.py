@@ -48,11 +48,24 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
 class WriteAction(betterproto2.Enum):
+    """
+    What a Write request asks for.
+    """
+
     STAT = 0
+    """
+    Only report the state.
+    """
 
     WRITE = 1
+    """
+    Append `data`, and report.
+    """
 
     COMMIT = 2
+    """
+    Append `data`, check, and make the ingest a blob. It ends the stream.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -134,6 +147,9 @@ class ListContentRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Blobs that match one of them; all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -156,6 +172,9 @@ class ListStatusesRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Ingests that match one of them (by `ref`); all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -182,6 +201,9 @@ class ReadContentRequest(betterproto2.Message):
     offset: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
 
     size: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    0 for everything from the offset on. More than there is ends with the blob.
+    """
 
 
 default_message_pool.register_message(
@@ -192,8 +214,14 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class ReadContentResponse(betterproto2.Message):
     offset: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Of the first byte of `data` in the blob.
+    """
 
     data: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    At most 1 MiB from us; clients should accept any size.
+    """
 
 
 default_message_pool.register_message(
@@ -203,6 +231,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class Status(betterproto2.Message):
+    """
+    The state of an ingest.
+    """
+
     started_at: "datetime.datetime | None" = betterproto2.field(
         1,
         betterproto2.TYPE_MESSAGE,
@@ -218,12 +250,24 @@ class Status(betterproto2.Message):
     )
 
     ref: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    A name of the writer's choice, unique in the namespace. It is never a path.
+    """
 
     offset: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Bytes written so far.
+    """
 
     total: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    Bytes expected in all; 0 where unknown.
+    """
 
     expected: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Digest expected; empty where unknown.
+    """
 
 
 default_message_pool.register_message(
@@ -258,10 +302,16 @@ class UpdateRequest(betterproto2.Message):
     info: "Info | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `digest` says which; `labels` holds the new values.
+    """
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `labels` or `labels.KEY`; all labels where empty. A key without a value is removed.
+    """
 
 
 default_message_pool.register_message(
@@ -288,14 +338,29 @@ class WriteContentRequest(betterproto2.Message):
     )
 
     ref: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Needed in the first message; the stream keeps to it.
+    """
 
     total: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    Bytes expected in all; 0 where unknown. It may be told late, but no later than with COMMIT.
+    """
 
     expected: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Digest expected; empty where unknown. It may be told late, as `total`.
+    """
 
     offset: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    Where `data` goes: the end of the ingest, or 0, which drops what the ingest holds.
+    """
 
     data: "bytes" = betterproto2.field(6, betterproto2.TYPE_BYTES)
+    """
+    May be empty. Clients send up to 8 MiB in one message.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         7,
@@ -304,6 +369,9 @@ class WriteContentRequest(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    Of the blob; read with COMMIT only.
+    """
 
 
 default_message_pool.register_message(
@@ -316,6 +384,9 @@ class WriteContentResponse(betterproto2.Message):
     action: "WriteAction" = betterproto2.field(
         1, betterproto2.TYPE_ENUM, default_factory=lambda: WriteAction(0)
     )
+    """
+    Of the request that this answers.
+    """
 
     started_at: "datetime.datetime | None" = betterproto2.field(
         2,
@@ -332,10 +403,16 @@ class WriteContentResponse(betterproto2.Message):
     )
 
     offset: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Bytes in the ingest after the request.
+    """
 
     total: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
 
     digest: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Of all bytes so far; after COMMIT, of the blob.
+    """
 
 
 default_message_pool.register_message(
@@ -344,6 +421,10 @@ default_message_pool.register_message(
 
 
 class ContentStub(betterproto2_grpclib.ServiceStub):
+    """
+    The content store of a namespace; a bare proxy plugin serves the same without namespaces.
+    """
+
     async def info(
         self,
         message: "InfoRequest",
@@ -352,6 +433,9 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "InfoResponse":
+        """
+        What is known of a blob. NOT_FOUND where it is not there.
+        """
 
         return await self._unary_unary(
             "/containerd.services.content.v1.Content/Info",
@@ -370,6 +454,9 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UpdateResponse":
+        """
+        Changes labels, the only field of a blob that can change. NOT_FOUND, or INVALID_ARGUMENT for any other field.
+        """
 
         return await self._unary_unary(
             "/containerd.services.content.v1.Content/Update",
@@ -388,6 +475,9 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[ListContentResponse]":
+        """
+        Every blob that matches, many per message.
+        """
 
         async for response in self._unary_stream(
             "/containerd.services.content.v1.Content/List",
@@ -407,6 +497,10 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Removes a blob from the namespace; its bytes go when no namespace has it any more.
+        NOT_FOUND for a second delete.
+        """
 
         return await self._unary_unary(
             "/containerd.services.content.v1.Content/Delete",
@@ -425,6 +519,9 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[ReadContentResponse]":
+        """
+        Sends a blob or a part of it in order. NOT_FOUND, or OUT_OF_RANGE for an offset after its end.
+        """
 
         async for response in self._unary_stream(
             "/containerd.services.content.v1.Content/Read",
@@ -444,6 +541,9 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StatusResponse":
+        """
+        What is known of an ingest. NOT_FOUND where there is none with that ref.
+        """
 
         return await self._unary_unary(
             "/containerd.services.content.v1.Content/Status",
@@ -462,6 +562,9 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListStatusesResponse":
+        """
+        Every ingest that matches.
+        """
 
         return await self._unary_unary(
             "/containerd.services.content.v1.Content/ListStatuses",
@@ -480,6 +583,14 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[WriteContentResponse]":
+        """
+        Opens an ingest, new or to be resumed, and carries out one request after the other,
+        each answered by one response.
+        The ref is locked until the stream ends: UNAVAILABLE where somebody else writes to it.
+        What was written stays when the stream ends without COMMIT.
+        ALREADY_EXISTS where the expected blob is there, OUT_OF_RANGE for a write elsewhere than at the end,
+        FAILED_PRECONDITION where size or digest of what is committed is not what was expected.
+        """
 
         async for response in self._stream_stream(
             "/containerd.services.content.v1.Content/Write",
@@ -500,6 +611,9 @@ class ContentStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Removes an ingest with what was written. NOT_FOUND where there is none.
+        """
 
         return await self._unary_unary(
             "/containerd.services.content.v1.Content/Abort",
@@ -515,17 +629,30 @@ from .....google import protobuf as ____google__protobuf__
 
 
 class ContentBase(betterproto2_grpclib.ServiceBase):
+    """
+    The content store of a namespace; a bare proxy plugin serves the same without namespaces.
+    """
+
     async def info(self, message: "InfoRequest") -> "InfoResponse":
+        """
+        What is known of a blob. NOT_FOUND where it is not there.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(self, message: "UpdateRequest") -> "UpdateResponse":
+        """
+        Changes labels, the only field of a blob that can change. NOT_FOUND, or INVALID_ARGUMENT for any other field.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(
         self, message: "ListContentRequest"
     ) -> "AsyncIterator[ListContentResponse]":
+        """
+        Every blob that matches, many per message.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ListContentResponse()
@@ -533,34 +660,58 @@ class ContentBase(betterproto2_grpclib.ServiceBase):
     async def delete(
         self, message: "DeleteContentRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Removes a blob from the namespace; its bytes go when no namespace has it any more.
+        NOT_FOUND for a second delete.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def read(
         self, message: "ReadContentRequest"
     ) -> "AsyncIterator[ReadContentResponse]":
+        """
+        Sends a blob or a part of it in order. NOT_FOUND, or OUT_OF_RANGE for an offset after its end.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ReadContentResponse()
 
     async def status(self, message: "StatusRequest") -> "StatusResponse":
+        """
+        What is known of an ingest. NOT_FOUND where there is none with that ref.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_statuses(
         self, message: "ListStatusesRequest"
     ) -> "ListStatusesResponse":
+        """
+        Every ingest that matches.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def write(
         self, messages: "AsyncIterator[WriteContentRequest]"
     ) -> "AsyncIterator[WriteContentResponse]":
+        """
+        Opens an ingest, new or to be resumed, and carries out one request after the other,
+        each answered by one response.
+        The ref is locked until the stream ends: UNAVAILABLE where somebody else writes to it.
+        What was written stays when the stream ends without COMMIT.
+        ALREADY_EXISTS where the expected blob is there, OUT_OF_RANGE for a write elsewhere than at the end,
+        FAILED_PRECONDITION where size or digest of what is committed is not what was expected.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield WriteContentResponse()
 
     async def abort(self, message: "AbortRequest") -> "____google__protobuf__.Empty":
+        """
+        Removes an ingest with what was written. NOT_FOUND where there is none.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

@@ -36,10 +36,16 @@ class ApplyRequest(betterproto2.Message):
     diff: "___types__.Descriptor | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    The layer, compressed or not.
+    """
 
     mounts: "list[___types__.Mount]" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    The tree to change, as a snapshotter returned it.
+    """
 
     payloads: "dict[str, ____google__protobuf__.Any]" = betterproto2.field(
         3,
@@ -48,8 +54,14 @@ class ApplyRequest(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_MESSAGE
         ),
     )
+    """
+    For stream processors, by their ids: keys for decryption, for instance.
+    """
 
     sync_fs: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Have everything on disk before the answer.
+    """
 
 
 default_message_pool.register_message(
@@ -62,6 +74,9 @@ class ApplyResponse(betterproto2.Message):
     applied: "___types__.Descriptor | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Of the uncompressed layer: its digest is the diff id.
+    """
 
 
 default_message_pool.register_message(
@@ -74,14 +89,26 @@ class DiffRequest(betterproto2.Message):
     left: "list[___types__.Mount]" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    The older tree; empty for none.
+    """
 
     right: "list[___types__.Mount]" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    The newer tree.
+    """
 
     media_type: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Of the layer, which settles its compression; a gzip layer where empty.
+    """
 
     ref: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Of the ingest that is written; one is made up where empty.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         5,
@@ -90,6 +117,9 @@ class DiffRequest(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    Of the blob.
+    """
 
     source_date_epoch: "datetime.datetime | None" = betterproto2.field(
         6,
@@ -97,6 +127,9 @@ class DiffRequest(betterproto2.Message):
         unwrap=lambda: ____google__protobuf__.Timestamp,
         optional=True,
     )
+    """
+    Upper bound for the times in the layer.
+    """
 
 
 default_message_pool.register_message(
@@ -109,6 +142,9 @@ class DiffResponse(betterproto2.Message):
     diff: "___types__.Descriptor | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    The layer. Numbers 1 and 2 are skipped.
+    """
 
 
 default_message_pool.register_message(
@@ -117,6 +153,10 @@ default_message_pool.register_message(
 
 
 class DiffStub(betterproto2_grpclib.ServiceStub):
+    """
+    Works on mounts that it performs itself, and on blobs of the namespace's content store.
+    """
+
     async def apply(
         self,
         message: "ApplyRequest",
@@ -125,6 +165,10 @@ class DiffStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ApplyResponse":
+        """
+        Unpacks a layer onto mounts. NOT_FOUND where the blob is missing.
+        Not idempotent on a tree that has changed since: after a failure, begin with a new snapshot.
+        """
 
         return await self._unary_unary(
             "/containerd.services.diff.v1.Diff/Apply",
@@ -143,6 +187,10 @@ class DiffStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "DiffResponse":
+        """
+        Writes the difference between two trees as a layer blob.
+        For the same trees and `source_date_epoch` the blob is the same.
+        """
 
         return await self._unary_unary(
             "/containerd.services.diff.v1.Diff/Diff",
@@ -159,11 +207,23 @@ from .... import types as ___types__
 
 
 class DiffBase(betterproto2_grpclib.ServiceBase):
+    """
+    Works on mounts that it performs itself, and on blobs of the namespace's content store.
+    """
+
     async def apply(self, message: "ApplyRequest") -> "ApplyResponse":
+        """
+        Unpacks a layer onto mounts. NOT_FOUND where the blob is missing.
+        Not idempotent on a tree that has changed since: after a failure, begin with a new snapshot.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def diff(self, message: "DiffRequest") -> "DiffResponse":
+        """
+        Writes the difference between two trees as a layer blob.
+        For the same trees and `source_date_epoch` the blob is the same.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

@@ -61,6 +61,9 @@ class SubscribeRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Events that match one of them (by `topic`, `namespace`, `event.FIELD`); all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -69,6 +72,10 @@ default_message_pool.register_message(
 
 
 class EventsStub(betterproto2_grpclib.ServiceStub):
+    """
+    Events are delivered to whoever is subscribed at the time; this service repeats none.
+    """
+
     async def publish(
         self,
         message: "PublishRequest",
@@ -77,6 +84,10 @@ class EventsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Sends an event of the call's namespace, with the present time.
+        INVALID_ARGUMENT for a topic that is not `/noun/verb`.
+        """
 
         return await self._unary_unary(
             "/containerd.services.events.v1.Events/Publish",
@@ -95,6 +106,10 @@ class EventsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Sends an event as it is, with a time and a namespace of its own.
+        INVALID_ARGUMENT where one of these is missing.
+        """
 
         return await self._unary_unary(
             "/containerd.services.events.v1.Events/Forward",
@@ -113,6 +128,9 @@ class EventsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[___types__.Envelope]":
+        """
+        Events from now on, of every namespace unless a filter says otherwise. It lasts until the client ends it.
+        """
 
         async for response in self._unary_stream(
             "/containerd.services.events.v1.Events/Subscribe",
@@ -130,21 +148,36 @@ from .... import types as ___types__
 
 
 class EventsBase(betterproto2_grpclib.ServiceBase):
+    """
+    Events are delivered to whoever is subscribed at the time; this service repeats none.
+    """
+
     async def publish(
         self, message: "PublishRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Sends an event of the call's namespace, with the present time.
+        INVALID_ARGUMENT for a topic that is not `/noun/verb`.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def forward(
         self, message: "ForwardRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Sends an event as it is, with a time and a namespace of its own.
+        INVALID_ARGUMENT where one of these is missing.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def subscribe(
         self, message: "SubscribeRequest"
     ) -> "AsyncIterator[___types__.Envelope]":
+        """
+        Events from now on, of every namespace unless a filter says otherwise. It lasts until the client ends it.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ___types__.Envelope()

@@ -52,6 +52,9 @@ class CreateImageRequest(betterproto2.Message):
         unwrap=lambda: ____google__protobuf__.Timestamp,
         optional=True,
     )
+    """
+    Time to record as `created_at`; now where unset.
+    """
 
 
 default_message_pool.register_message(
@@ -76,10 +79,16 @@ class DeleteImageRequest(betterproto2.Message):
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     sync: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Return when what became garbage is off the disk, instead of at once.
+    """
 
     target: "___types__.Descriptor | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Delete only while the record has this target, else NOT_FOUND.
+    """
 
 
 default_message_pool.register_message(
@@ -112,6 +121,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class Image(betterproto2.Message):
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    By custom a full reference with host and tag; any string that is not empty will do.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         2,
@@ -124,6 +136,9 @@ class Image(betterproto2.Message):
     target: "___types__.Descriptor | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Manifest or index. Numbers 4 to 6 are skipped.
+    """
 
     created_at: "datetime.datetime | None" = betterproto2.field(
         7,
@@ -145,6 +160,10 @@ default_message_pool.register_message("containerd.services.images.v1", "Image", 
 
 @dataclass(eq=False, repr=False)
 class ImageCreate(betterproto2.Message):
+    """
+    The event `/images/create`.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     labels: "dict[str, str]" = betterproto2.field(
@@ -163,6 +182,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ImageDelete(betterproto2.Message):
+    """
+    The event `/images/delete`.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
@@ -173,6 +196,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ImageUpdate(betterproto2.Message):
+    """
+    The event `/images/update`, with the new labels.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     labels: "dict[str, str]" = betterproto2.field(
@@ -194,6 +221,9 @@ class ListImagesRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Images that match one of them; all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -218,10 +248,17 @@ class UpdateImageRequest(betterproto2.Message):
     image: "Image | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `name` says which; the fields named in the mask hold the new values.
+    """
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `labels`, `labels.KEY`, `target`, `annotations`, `annotations.KEY` (of the target);
+    the whole record where empty.
+    """
 
     source_date_epoch: "datetime.datetime | None" = betterproto2.field(
         3,
@@ -229,6 +266,9 @@ class UpdateImageRequest(betterproto2.Message):
         unwrap=lambda: ____google__protobuf__.Timestamp,
         optional=True,
     )
+    """
+    Time to record as `updated_at`; now where unset.
+    """
 
 
 default_message_pool.register_message(
@@ -249,6 +289,10 @@ default_message_pool.register_message(
 
 
 class ImagesStub(betterproto2_grpclib.ServiceStub):
+    """
+    The records of a namespace. A record keeps what its target leads to from being collected.
+    """
+
     async def get(
         self,
         message: "GetImageRequest",
@@ -257,6 +301,9 @@ class ImagesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "GetImageResponse":
+        """
+        NOT_FOUND where there is no such name. Names are compared as they are, without defaults for host or tag.
+        """
 
         return await self._unary_unary(
             "/containerd.services.images.v1.Images/Get",
@@ -275,6 +322,9 @@ class ImagesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListImagesResponse":
+        """
+        All that match, in one message.
+        """
 
         return await self._unary_unary(
             "/containerd.services.images.v1.Images/List",
@@ -293,6 +343,11 @@ class ImagesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CreateImageResponse":
+        """
+        Makes a record.
+        ALREADY_EXISTS for a name in use, INVALID_ARGUMENT for a target that can't be.
+        The target need not be complete.
+        """
 
         return await self._unary_unary(
             "/containerd.services.images.v1.Images/Create",
@@ -311,6 +366,9 @@ class ImagesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UpdateImageResponse":
+        """
+        Changes the fields named in the mask. NOT_FOUND where there is no such name.
+        """
 
         return await self._unary_unary(
             "/containerd.services.images.v1.Images/Update",
@@ -329,6 +387,9 @@ class ImagesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Removes the record; what only it led to becomes garbage. NOT_FOUND for a second delete.
+        """
 
         return await self._unary_unary(
             "/containerd.services.images.v1.Images/Delete",
@@ -345,25 +406,46 @@ from .... import types as ___types__
 
 
 class ImagesBase(betterproto2_grpclib.ServiceBase):
+    """
+    The records of a namespace. A record keeps what its target leads to from being collected.
+    """
+
     async def get(self, message: "GetImageRequest") -> "GetImageResponse":
+        """
+        NOT_FOUND where there is no such name. Names are compared as they are, without defaults for host or tag.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(self, message: "ListImagesRequest") -> "ListImagesResponse":
+        """
+        All that match, in one message.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def create(self, message: "CreateImageRequest") -> "CreateImageResponse":
+        """
+        Makes a record.
+        ALREADY_EXISTS for a name in use, INVALID_ARGUMENT for a target that can't be.
+        The target need not be complete.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(self, message: "UpdateImageRequest") -> "UpdateImageResponse":
+        """
+        Changes the fields named in the mask. NOT_FOUND where there is no such name.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete(
         self, message: "DeleteImageRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Removes the record; what only it led to becomes garbage. NOT_FOUND for a second delete.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

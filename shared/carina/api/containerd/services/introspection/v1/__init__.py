@@ -56,16 +56,25 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class Plugin(betterproto2.Message):
     type: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    As containerd names it: `io.containerd.snapshotter.v1`, `io.containerd.content.v1`, ...
+    """
 
     id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     requires: "list[str]" = betterproto2.field(
         3, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Types of plugins that it is built on.
+    """
 
     platforms: "list[___types__.Platform]" = betterproto2.field(
         4, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    What it works for; runtimes and snapshotters state it.
+    """
 
     exports: "dict[str, str]" = betterproto2.field(
         5,
@@ -74,14 +83,24 @@ class Plugin(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    Facts for clients, such as `root`, a directory.
+    """
 
     capabilities: "list[str]" = betterproto2.field(
         6, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    What it can do beyond its type, such as `rebase`.
+    """
 
     init_err: "____google__rpc__.Status | None" = betterproto2.field(
         7, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Why it does not work; unset where it does.
+    Clients take a message with "skip plugin" as unsuited to this machine, and any other as a fault.
+    """
 
 
 default_message_pool.register_message(
@@ -98,6 +117,9 @@ class PluginInfoRequest(betterproto2.Message):
     options: "____google__protobuf__.Any | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    For the plugin; for a runtime, its options.
+    """
 
 
 default_message_pool.register_message(
@@ -114,6 +136,9 @@ class PluginInfoResponse(betterproto2.Message):
     extra: "____google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    In the plugin's own type; for a runtime, `containerd.types.RuntimeInfo`.
+    """
 
 
 default_message_pool.register_message(
@@ -126,6 +151,9 @@ class PluginsRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Plugins that match one of them (by `type`, `id`, ...); all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -148,14 +176,26 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class ServerResponse(betterproto2.Message):
     uuid: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Made with the first start and kept; clients tell daemons apart by it.
+    """
 
     pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    """
+    Meaningful only in the pid namespace `pidns`.
+    """
 
     pidns: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    Inode number of that namespace.
+    """
 
     deprecations: "list[DeprecationWarning]" = betterproto2.field(
         4, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Deprecated features that were used since the start.
+    """
 
 
 default_message_pool.register_message(
@@ -164,6 +204,10 @@ default_message_pool.register_message(
 
 
 class IntrospectionStub(betterproto2_grpclib.ServiceStub):
+    """
+    Reads only. Clients choose features by what it answers.
+    """
+
     async def plugins(
         self,
         message: "PluginsRequest",
@@ -172,6 +216,9 @@ class IntrospectionStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PluginsResponse":
+        """
+        Every plugin that matches, those that failed to start too.
+        """
 
         return await self._unary_unary(
             "/containerd.services.introspection.v1.Introspection/Plugins",
@@ -190,6 +237,9 @@ class IntrospectionStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ServerResponse":
+        """
+        Identity of the server.
+        """
 
         if message is None:
             message = ____google__protobuf__.Empty()
@@ -211,6 +261,9 @@ class IntrospectionStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PluginInfoResponse":
+        """
+        One plugin in detail; for runtimes, what the shim says of itself. NOT_FOUND where there is no such plugin.
+        """
 
         return await self._unary_unary(
             "/containerd.services.introspection.v1.Introspection/PluginInfo",
@@ -228,15 +281,28 @@ from .... import types as ___types__
 
 
 class IntrospectionBase(betterproto2_grpclib.ServiceBase):
+    """
+    Reads only. Clients choose features by what it answers.
+    """
+
     async def plugins(self, message: "PluginsRequest") -> "PluginsResponse":
+        """
+        Every plugin that matches, those that failed to start too.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def server(self, message: "____google__protobuf__.Empty") -> "ServerResponse":
+        """
+        Identity of the server.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def plugin_info(self, message: "PluginInfoRequest") -> "PluginInfoResponse":
+        """
+        One plugin in detail; for runtimes, what the shim says of itself. NOT_FOUND where there is no such plugin.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

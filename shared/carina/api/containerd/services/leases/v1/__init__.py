@@ -55,6 +55,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class CreateRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    One is made up where empty.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         3,
@@ -63,6 +66,9 @@ class CreateRequest(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    Number 2 is skipped.
+    """
 
 
 default_message_pool.register_message(
@@ -87,6 +93,9 @@ class DeleteRequest(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     sync: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Return when what became garbage is off the disk, instead of at once.
+    """
 
 
 default_message_pool.register_message(
@@ -126,6 +135,10 @@ class Lease(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    `containerd.io/gc.expire` is the time (RFC 3339) after which it no longer holds anything,
+    `containerd.io/gc.flat` makes it hold the objects without what they refer to.
+    """
 
 
 default_message_pool.register_message("containerd.services.leases.v1", "Lease", Lease)
@@ -136,6 +149,9 @@ class ListRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Leases that match one of them; all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -179,9 +195,19 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class Resource(betterproto2.Message):
+    """
+    A reference to something that can be collected.
+    """
+
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    A digest, a ref, a key or a name, as the type has it.
+    """
 
     type: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    `content`, `ingests`, `images` or `snapshots/SNAPSHOTTER`.
+    """
 
 
 default_message_pool.register_message(
@@ -190,6 +216,10 @@ default_message_pool.register_message(
 
 
 class LeasesStub(betterproto2_grpclib.ServiceStub):
+    """
+    The leases of a namespace.
+    """
+
     async def create(
         self,
         message: "CreateRequest",
@@ -198,6 +228,9 @@ class LeasesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CreateResponse":
+        """
+        Makes a lease. ALREADY_EXISTS for an id in use.
+        """
 
         return await self._unary_unary(
             "/containerd.services.leases.v1.Leases/Create",
@@ -216,6 +249,9 @@ class LeasesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Ends a lease; what only it held becomes garbage. NOT_FOUND for a second delete, which clients rely on.
+        """
 
         return await self._unary_unary(
             "/containerd.services.leases.v1.Leases/Delete",
@@ -234,6 +270,9 @@ class LeasesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListResponse":
+        """
+        All that match and have not been collected; an expired one can still be among them.
+        """
 
         return await self._unary_unary(
             "/containerd.services.leases.v1.Leases/List",
@@ -252,6 +291,11 @@ class LeasesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Adds an object, which need not exist yet.
+        Idempotent.
+        NOT_FOUND for the lease, INVALID_ARGUMENT for an unknown type.
+        """
 
         return await self._unary_unary(
             "/containerd.services.leases.v1.Leases/AddResource",
@@ -270,6 +314,9 @@ class LeasesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Lets go of an object. Idempotent. NOT_FOUND for the lease.
+        """
 
         return await self._unary_unary(
             "/containerd.services.leases.v1.Leases/DeleteResource",
@@ -288,6 +335,9 @@ class LeasesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListResourcesResponse":
+        """
+        What the lease holds. NOT_FOUND for the lease.
+        """
 
         return await self._unary_unary(
             "/containerd.services.leases.v1.Leases/ListResources",
@@ -303,33 +353,57 @@ from .....google import protobuf as ____google__protobuf__
 
 
 class LeasesBase(betterproto2_grpclib.ServiceBase):
+    """
+    The leases of a namespace.
+    """
+
     async def create(self, message: "CreateRequest") -> "CreateResponse":
+        """
+        Makes a lease. ALREADY_EXISTS for an id in use.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete(self, message: "DeleteRequest") -> "____google__protobuf__.Empty":
+        """
+        Ends a lease; what only it held becomes garbage. NOT_FOUND for a second delete, which clients rely on.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(self, message: "ListRequest") -> "ListResponse":
+        """
+        All that match and have not been collected; an expired one can still be among them.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def add_resource(
         self, message: "AddResourceRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Adds an object, which need not exist yet.
+        Idempotent.
+        NOT_FOUND for the lease, INVALID_ARGUMENT for an unknown type.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete_resource(
         self, message: "DeleteResourceRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Lets go of an object. Idempotent. NOT_FOUND for the lease.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_resources(
         self, message: "ListResourcesRequest"
     ) -> "ListResourcesResponse":
+        """
+        What the lease holds. NOT_FOUND for the lease.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

@@ -43,6 +43,9 @@ class ActivateRequest(betterproto2.Message):
     mounts: "list[___types__.Mount]" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    In order; a later one may refer to an earlier one's mount point.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         3,
@@ -51,8 +54,14 @@ class ActivateRequest(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    References among them count for garbage collection.
+    """
 
     temporary: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    To be mounted for a short while, by the caller: do as much as possible here.
+    """
 
 
 default_message_pool.register_message(
@@ -121,6 +130,9 @@ class ListRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Activations that match one of them; all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -133,10 +145,16 @@ class UpdateRequest(betterproto2.Message):
     info: "___types__.ActivationInfo | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `name` says which; `labels` holds the new values.
+    """
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `labels` or `labels.KEY`; all labels where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -157,6 +175,10 @@ default_message_pool.register_message(
 
 
 class MountsStub(betterproto2_grpclib.ServiceStub):
+    """
+    Activations of a namespace, each a list of mounts under a name.
+    """
+
     async def activate(
         self,
         message: "ActivateRequest",
@@ -165,6 +187,10 @@ class MountsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ActivateResponse":
+        """
+        Performs what needs a handler, and returns what the caller still has to mount.
+        ALREADY_EXISTS for a name in use, UNIMPLEMENTED where no handler is needed.
+        """
 
         return await self._unary_unary(
             "/containerd.services.mounts.v1.Mounts/Activate",
@@ -183,6 +209,9 @@ class MountsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Undoes an activation. NOT_FOUND for a second one.
+        """
 
         return await self._unary_unary(
             "/containerd.services.mounts.v1.Mounts/Deactivate",
@@ -201,6 +230,9 @@ class MountsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "InfoResponse":
+        """
+        NOT_FOUND where there is no such name.
+        """
 
         return await self._unary_unary(
             "/containerd.services.mounts.v1.Mounts/Info",
@@ -219,6 +251,9 @@ class MountsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UpdateResponse":
+        """
+        Changes labels. NOT_FOUND where there is no such name.
+        """
 
         return await self._unary_unary(
             "/containerd.services.mounts.v1.Mounts/Update",
@@ -237,6 +272,9 @@ class MountsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[ListMessage]":
+        """
+        All that match, one per message.
+        """
 
         async for response in self._unary_stream(
             "/containerd.services.mounts.v1.Mounts/List",
@@ -254,25 +292,45 @@ from .... import types as ___types__
 
 
 class MountsBase(betterproto2_grpclib.ServiceBase):
+    """
+    Activations of a namespace, each a list of mounts under a name.
+    """
+
     async def activate(self, message: "ActivateRequest") -> "ActivateResponse":
+        """
+        Performs what needs a handler, and returns what the caller still has to mount.
+        ALREADY_EXISTS for a name in use, UNIMPLEMENTED where no handler is needed.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def deactivate(
         self, message: "DeactivateRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Undoes an activation. NOT_FOUND for a second one.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def info(self, message: "InfoRequest") -> "InfoResponse":
+        """
+        NOT_FOUND where there is no such name.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(self, message: "UpdateRequest") -> "UpdateResponse":
+        """
+        Changes labels. NOT_FOUND where there is no such name.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(self, message: "ListRequest") -> "AsyncIterator[ListMessage]":
+        """
+        All that match, one per message.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ListMessage()

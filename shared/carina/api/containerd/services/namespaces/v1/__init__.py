@@ -101,6 +101,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class ListNamespacesRequest(betterproto2.Message):
     filter: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Not used by clients.
+    """
 
 
 default_message_pool.register_message(
@@ -133,6 +136,9 @@ class Namespace(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    `containerd.io/defaults/snapshotter` and `containerd.io/defaults/runtime` are defaults that clients apply.
+    """
 
 
 default_message_pool.register_message(
@@ -145,10 +151,16 @@ class UpdateNamespaceRequest(betterproto2.Message):
     namespace: "Namespace | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `name` says which; `labels` holds the new values.
+    """
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `labels` or `labels.KEY`; all labels where empty. A key without a value is removed.
+    """
 
 
 default_message_pool.register_message(
@@ -173,6 +185,10 @@ default_message_pool.register_message(
 
 
 class NamespacesStub(betterproto2_grpclib.ServiceStub):
+    """
+    Calls to this service need no header `containerd-namespace`.
+    """
+
     async def get(
         self,
         message: "GetNamespaceRequest",
@@ -181,6 +197,10 @@ class NamespacesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "GetNamespaceResponse":
+        """
+        The labels of a namespace. INVALID_ARGUMENT for a name that is no identifier.
+        One that was never made has no labels: it comes to be with the first object made in it.
+        """
 
         return await self._unary_unary(
             "/containerd.services.namespaces.v1.Namespaces/Get",
@@ -199,6 +219,9 @@ class NamespacesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListNamespacesResponse":
+        """
+        All, sorted by name.
+        """
 
         return await self._unary_unary(
             "/containerd.services.namespaces.v1.Namespaces/List",
@@ -217,6 +240,9 @@ class NamespacesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CreateNamespaceResponse":
+        """
+        ALREADY_EXISTS for a name in use, INVALID_ARGUMENT for one that is no identifier.
+        """
 
         return await self._unary_unary(
             "/containerd.services.namespaces.v1.Namespaces/Create",
@@ -235,6 +261,9 @@ class NamespacesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UpdateNamespaceResponse":
+        """
+        Changes labels. NOT_FOUND where there is no such namespace.
+        """
 
         return await self._unary_unary(
             "/containerd.services.namespaces.v1.Namespaces/Update",
@@ -253,6 +282,9 @@ class NamespacesStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        FAILED_PRECONDITION while anything is in it, NOT_FOUND for a second delete.
+        """
 
         return await self._unary_unary(
             "/containerd.services.namespaces.v1.Namespaces/Delete",
@@ -268,29 +300,49 @@ from .....google import protobuf as ____google__protobuf__
 
 
 class NamespacesBase(betterproto2_grpclib.ServiceBase):
+    """
+    Calls to this service need no header `containerd-namespace`.
+    """
+
     async def get(self, message: "GetNamespaceRequest") -> "GetNamespaceResponse":
+        """
+        The labels of a namespace. INVALID_ARGUMENT for a name that is no identifier.
+        One that was never made has no labels: it comes to be with the first object made in it.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(self, message: "ListNamespacesRequest") -> "ListNamespacesResponse":
+        """
+        All, sorted by name.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def create(
         self, message: "CreateNamespaceRequest"
     ) -> "CreateNamespaceResponse":
+        """
+        ALREADY_EXISTS for a name in use, INVALID_ARGUMENT for one that is no identifier.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(
         self, message: "UpdateNamespaceRequest"
     ) -> "UpdateNamespaceResponse":
+        """
+        Changes labels. NOT_FOUND where there is no such namespace.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete(
         self, message: "DeleteNamespaceRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        FAILED_PRECONDITION while anything is in it, NOT_FOUND for a second delete.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

@@ -64,12 +64,21 @@ class ControllerCreateRequest(betterproto2.Message):
     rootfs: "list[___types__.Mount]" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Mounts that make the sandbox's root, if it has one.
+    """
 
     options: "____google__protobuf__.Any | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Whatever this kind of sandbox wants to know.
+    """
 
     netns_path: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Path of the network namespace to join; empty where the sandbox makes its own or has none.
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         5,
@@ -82,8 +91,14 @@ class ControllerCreateRequest(betterproto2.Message):
     sandbox: "___types__.Sandbox | None" = betterproto2.field(
         6, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    The record, for controllers that don't read the store.
+    """
 
     sandboxer: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    Numbers 7 to 9 are skipped.
+    """
 
 
 default_message_pool.register_message(
@@ -202,6 +217,9 @@ class ControllerStartResponse(betterproto2.Message):
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    As the host sees it; 0 where the sandbox is no process.
+    """
 
     created_at: "datetime.datetime | None" = betterproto2.field(
         3,
@@ -219,12 +237,21 @@ class ControllerStartResponse(betterproto2.Message):
     )
 
     address: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Of the task API inside the sandbox; empty where tasks find it otherwise.
+    """
 
     version: "int" = betterproto2.field(6, betterproto2.TYPE_UINT32)
+    """
+    Of that task API: 2 or 3.
+    """
 
     spec: "____google__protobuf__.Any | None" = betterproto2.field(
         7, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON; changes that the sandbox makes to the specification of its containers.
+    """
 
 
 default_message_pool.register_message(
@@ -237,6 +264,9 @@ class ControllerStatusRequest(betterproto2.Message):
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     verbose: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Fill `info` too.
+    """
 
     sandboxer: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
 
@@ -253,6 +283,9 @@ class ControllerStatusResponse(betterproto2.Message):
     pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
 
     state: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    A word of the controller's choice.
+    """
 
     info: "dict[str, str]" = betterproto2.field(
         4,
@@ -261,6 +294,9 @@ class ControllerStatusResponse(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    For people, not for programs.
+    """
 
     created_at: "datetime.datetime | None" = betterproto2.field(
         5,
@@ -279,10 +315,19 @@ class ControllerStatusResponse(betterproto2.Message):
     extra: "____google__protobuf__.Any | None" = betterproto2.field(
         7, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    In a type of the controller's own.
+    """
 
     address: "str" = betterproto2.field(8, betterproto2.TYPE_STRING)
+    """
+    Of the task API inside the sandbox, as Start returned it.
+    """
 
     version: "int" = betterproto2.field(9, betterproto2.TYPE_UINT32)
+    """
+    Of that task API: 2 or 3.
+    """
 
 
 default_message_pool.register_message(
@@ -297,6 +342,9 @@ class ControllerStopRequest(betterproto2.Message):
     sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     timeout_secs: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    Seconds until it is killed; 0 for the controller's default.
+    """
 
     sandboxer: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
 
@@ -327,6 +375,9 @@ class ControllerUpdateRequest(betterproto2.Message):
     )
 
     fields: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    """
+    Paths in `sandbox` that have changed.
+    """
 
 
 default_message_pool.register_message(
@@ -361,6 +412,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class ControllerWaitResponse(betterproto2.Message):
     exit_status: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    The exit code, or 128 and the signal.
+    """
 
     exited_at: "datetime.datetime | None" = betterproto2.field(
         2,
@@ -446,6 +500,9 @@ class StoreListRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Records that match one of them; all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -470,8 +527,14 @@ class StoreUpdateRequest(betterproto2.Message):
     sandbox: "___types__.Sandbox | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `sandbox_id` says which; the fields named hold the new values.
+    """
 
     fields: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    `labels`, `labels.KEY`, `extensions`, `extensions.KEY`, `spec`, `runtime`; all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -492,6 +555,11 @@ default_message_pool.register_message(
 
 
 class ControllerStub(betterproto2_grpclib.ServiceStub):
+    """
+    Runs sandboxes: create, start, stop, shutdown. NOT_FOUND where the controller holds no sandbox with that id.
+    In every request, `sandboxer` names the controller, for a server that has several.
+    """
+
     async def create(
         self,
         message: "ControllerCreateRequest",
@@ -500,6 +568,9 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ControllerCreateResponse":
+        """
+        Prepares the environment without starting it. ALREADY_EXISTS where it is there.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Controller/Create",
@@ -518,6 +589,9 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ControllerStartResponse":
+        """
+        Starts it. Once it returns, tasks can be created in it.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Controller/Start",
@@ -536,6 +610,9 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ControllerPlatformResponse":
+        """
+        The platform that containers in the sandbox see, which may differ from the host's.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Controller/Platform",
@@ -554,6 +631,9 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ControllerStopResponse":
+        """
+        Ends the sandbox and everything in it. Idempotent; the sandbox stays, to be asked for its status.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Controller/Stop",
@@ -572,6 +652,9 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ControllerWaitResponse":
+        """
+        Returns when the sandbox has ended, at once where it has.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Controller/Wait",
@@ -590,6 +673,9 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ControllerStatusResponse":
+        """
+        The present state, of a stopped sandbox too.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Controller/Status",
@@ -608,6 +694,9 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ControllerShutdownResponse":
+        """
+        Ends the shim, and removes what the sandbox has on disk. Idempotent.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Controller/Shutdown",
@@ -626,6 +715,9 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ControllerMetricsResponse":
+        """
+        One reading of the sandbox as a whole.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Controller/Metrics",
@@ -644,6 +736,9 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ControllerUpdateResponse":
+        """
+        Tells a sandbox of changes in its record. UNIMPLEMENTED where it can't follow.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Controller/Update",
@@ -656,6 +751,10 @@ class ControllerStub(betterproto2_grpclib.ServiceStub):
 
 
 class StoreStub(betterproto2_grpclib.ServiceStub):
+    """
+    Records of the namespace's sandboxes. Changing one starts and stops nothing.
+    """
+
     async def create(
         self,
         message: "StoreCreateRequest",
@@ -664,6 +763,9 @@ class StoreStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StoreCreateResponse":
+        """
+        ALREADY_EXISTS for an id in use, INVALID_ARGUMENT for one that is no identifier.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Store/Create",
@@ -682,6 +784,9 @@ class StoreStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StoreUpdateResponse":
+        """
+        NOT_FOUND where there is no such record, INVALID_ARGUMENT for a field that can't be changed.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Store/Update",
@@ -700,6 +805,9 @@ class StoreStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StoreDeleteResponse":
+        """
+        NOT_FOUND for a second delete.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Store/Delete",
@@ -718,6 +826,9 @@ class StoreStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StoreListResponse":
+        """
+        All that match, in one message.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Store/List",
@@ -736,6 +847,9 @@ class StoreStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StoreGetResponse":
+        """
+        NOT_FOUND where there is no such record.
+        """
 
         return await self._unary_unary(
             "/containerd.services.sandbox.v1.Store/Get",
@@ -752,53 +866,85 @@ from .... import types as ___types__
 
 
 class ControllerBase(betterproto2_grpclib.ServiceBase):
+    """
+    Runs sandboxes: create, start, stop, shutdown. NOT_FOUND where the controller holds no sandbox with that id.
+    In every request, `sandboxer` names the controller, for a server that has several.
+    """
+
     async def create(
         self, message: "ControllerCreateRequest"
     ) -> "ControllerCreateResponse":
+        """
+        Prepares the environment without starting it. ALREADY_EXISTS where it is there.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def start(
         self, message: "ControllerStartRequest"
     ) -> "ControllerStartResponse":
+        """
+        Starts it. Once it returns, tasks can be created in it.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def platform(
         self, message: "ControllerPlatformRequest"
     ) -> "ControllerPlatformResponse":
+        """
+        The platform that containers in the sandbox see, which may differ from the host's.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stop(self, message: "ControllerStopRequest") -> "ControllerStopResponse":
+        """
+        Ends the sandbox and everything in it. Idempotent; the sandbox stays, to be asked for its status.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def wait(self, message: "ControllerWaitRequest") -> "ControllerWaitResponse":
+        """
+        Returns when the sandbox has ended, at once where it has.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def status(
         self, message: "ControllerStatusRequest"
     ) -> "ControllerStatusResponse":
+        """
+        The present state, of a stopped sandbox too.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def shutdown(
         self, message: "ControllerShutdownRequest"
     ) -> "ControllerShutdownResponse":
+        """
+        Ends the shim, and removes what the sandbox has on disk. Idempotent.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def metrics(
         self, message: "ControllerMetricsRequest"
     ) -> "ControllerMetricsResponse":
+        """
+        One reading of the sandbox as a whole.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(
         self, message: "ControllerUpdateRequest"
     ) -> "ControllerUpdateResponse":
+        """
+        Tells a sandbox of changes in its record. UNIMPLEMENTED where it can't follow.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -943,23 +1089,42 @@ class ControllerBase(betterproto2_grpclib.ServiceBase):
 
 
 class StoreBase(betterproto2_grpclib.ServiceBase):
+    """
+    Records of the namespace's sandboxes. Changing one starts and stops nothing.
+    """
+
     async def create(self, message: "StoreCreateRequest") -> "StoreCreateResponse":
+        """
+        ALREADY_EXISTS for an id in use, INVALID_ARGUMENT for one that is no identifier.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(self, message: "StoreUpdateRequest") -> "StoreUpdateResponse":
+        """
+        NOT_FOUND where there is no such record, INVALID_ARGUMENT for a field that can't be changed.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete(self, message: "StoreDeleteRequest") -> "StoreDeleteResponse":
+        """
+        NOT_FOUND for a second delete.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(self, message: "StoreListRequest") -> "StoreListResponse":
+        """
+        All that match, in one message.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def get(self, message: "StoreGetRequest") -> "StoreGetResponse":
+        """
+        NOT_FOUND where there is no such record.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

@@ -48,13 +48,26 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
 class Kind(betterproto2.Enum):
+    """
+    What can be done with a snapshot.
+    """
+
     UNKNOWN = 0
 
     VIEW = 1
+    """
+    Read-only; can be mounted, but not committed.
+    """
 
     ACTIVE = 2
+    """
+    Writable; can be mounted and committed.
+    """
 
     COMMITTED = 3
+    """
+    Immutable; can be a parent.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -72,6 +85,9 @@ class CommitSnapshotRequest(betterproto2.Message):
     snapshotter: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    By custom the chain id of the layers.
+    """
 
     key: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
@@ -84,6 +100,9 @@ class CommitSnapshotRequest(betterproto2.Message):
     )
 
     parent: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Put a snapshot that was prepared without parent on top of this one. Needs the capability `rebase`.
+    """
 
 
 default_message_pool.register_message(
@@ -94,8 +113,14 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class Info(betterproto2.Message):
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Key of an active snapshot or a view, name of a committed one.
+    """
 
     parent: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Empty at the bottom of a chain.
+    """
 
     kind: "Kind" = betterproto2.field(
         3, betterproto2.TYPE_ENUM, default_factory=lambda: Kind(0)
@@ -134,6 +159,9 @@ class ListSnapshotsRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         2, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Snapshots that match one of them (by `name`, `parent`, `kind`, `labels.KEY`); all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -180,8 +208,14 @@ class PrepareSnapshotRequest(betterproto2.Message):
     snapshotter: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     key: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Of the caller's choice, in one name space with the names of committed snapshots.
+    """
 
     parent: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Name of a committed snapshot; empty for an empty tree.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         4,
@@ -190,6 +224,9 @@ class PrepareSnapshotRequest(betterproto2.Message):
             betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
         ),
     )
+    """
+    Some are instructions to the snapshotter, as `containerd.io/snapshot.ref` is for remote ones.
+    """
 
 
 default_message_pool.register_message(
@@ -202,6 +239,9 @@ class PrepareSnapshotResponse(betterproto2.Message):
     mounts: "list[___types__.Mount]" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Mounts of the writable tree; the paths in them are the server's.
+    """
 
 
 default_message_pool.register_message(
@@ -254,10 +294,16 @@ class UpdateSnapshotRequest(betterproto2.Message):
     info: "Info | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `name` says which; `labels` holds the new values.
+    """
 
     update_mask: "____google__protobuf__.FieldMask | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `labels` or `labels.KEY`; all labels where empty. A key without a value is removed.
+    """
 
 
 default_message_pool.register_message(
@@ -292,6 +338,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class UsageResponse(betterproto2.Message):
     size: "int" = betterproto2.field(1, betterproto2.TYPE_INT64)
+    """
+    Bytes allocated.
+    """
 
     inodes: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
 
@@ -306,8 +355,14 @@ class ViewSnapshotRequest(betterproto2.Message):
     snapshotter: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     key: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Of the caller's choice, in one name space with the names of committed snapshots.
+    """
 
     parent: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Name of a committed snapshot; empty for an empty tree.
+    """
 
     labels: "dict[str, str]" = betterproto2.field(
         4,
@@ -336,6 +391,11 @@ default_message_pool.register_message(
 
 
 class SnapshotsStub(betterproto2_grpclib.ServiceStub):
+    """
+    The snapshots of a namespace; a bare proxy plugin serves the same without namespaces.
+    In every request, `snapshotter` names the plugin; NOT_FOUND where there is none of that name.
+    """
+
     async def prepare(
         self,
         message: "PrepareSnapshotRequest",
@@ -344,6 +404,12 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "PrepareSnapshotResponse":
+        """
+        Makes an active snapshot on top of a committed one.
+        NOT_FOUND for the parent, INVALID_ARGUMENT where it is not committed.
+        ALREADY_EXISTS for a key in use; from a remote snapshotter also when it has the layer already,
+        with nothing to be fetched.
+        """
 
         return await self._unary_unary(
             "/containerd.services.snapshots.v1.Snapshots/Prepare",
@@ -362,6 +428,9 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ViewSnapshotResponse":
+        """
+        Makes a read-only view of a committed snapshot. It can't be committed. Errors as for Prepare.
+        """
 
         return await self._unary_unary(
             "/containerd.services.snapshots.v1.Snapshots/View",
@@ -380,6 +449,9 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "MountsResponse":
+        """
+        The mounts of an active snapshot or a view, the same every time. NOT_FOUND where there is no such key.
+        """
 
         return await self._unary_unary(
             "/containerd.services.snapshots.v1.Snapshots/Mounts",
@@ -398,6 +470,10 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Makes an active snapshot immutable under a name; its key is free again.
+        NOT_FOUND for the key, ALREADY_EXISTS for the name, FAILED_PRECONDITION for a view or a committed snapshot.
+        """
 
         return await self._unary_unary(
             "/containerd.services.snapshots.v1.Snapshots/Commit",
@@ -416,6 +492,9 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Removes a snapshot of any kind. NOT_FOUND for a second one, FAILED_PRECONDITION while others stand on it.
+        """
 
         return await self._unary_unary(
             "/containerd.services.snapshots.v1.Snapshots/Remove",
@@ -434,6 +513,9 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StatSnapshotResponse":
+        """
+        What is known of a snapshot. NOT_FOUND where there is none.
+        """
 
         return await self._unary_unary(
             "/containerd.services.snapshots.v1.Snapshots/Stat",
@@ -452,6 +534,9 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UpdateSnapshotResponse":
+        """
+        Changes labels, the only field that can change. NOT_FOUND, or INVALID_ARGUMENT for any other field.
+        """
 
         return await self._unary_unary(
             "/containerd.services.snapshots.v1.Snapshots/Update",
@@ -470,6 +555,9 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[ListSnapshotsResponse]":
+        """
+        Every snapshot that matches, many per message.
+        """
 
         async for response in self._unary_stream(
             "/containerd.services.snapshots.v1.Snapshots/List",
@@ -489,6 +577,9 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "UsageResponse":
+        """
+        What a snapshot takes on disk itself, without its parents. For an active one it is counted at the call.
+        """
 
         return await self._unary_unary(
             "/containerd.services.snapshots.v1.Snapshots/Usage",
@@ -507,6 +598,10 @@ class SnapshotsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Frees on disk what removed snapshots left behind, and returns when that is done.
+        Idempotent; UNIMPLEMENTED where a snapshotter leaves nothing behind.
+        """
 
         return await self._unary_unary(
             "/containerd.services.snapshots.v1.Snapshots/Cleanup",
@@ -523,56 +618,96 @@ from .... import types as ___types__
 
 
 class SnapshotsBase(betterproto2_grpclib.ServiceBase):
+    """
+    The snapshots of a namespace; a bare proxy plugin serves the same without namespaces.
+    In every request, `snapshotter` names the plugin; NOT_FOUND where there is none of that name.
+    """
+
     async def prepare(
         self, message: "PrepareSnapshotRequest"
     ) -> "PrepareSnapshotResponse":
+        """
+        Makes an active snapshot on top of a committed one.
+        NOT_FOUND for the parent, INVALID_ARGUMENT where it is not committed.
+        ALREADY_EXISTS for a key in use; from a remote snapshotter also when it has the layer already,
+        with nothing to be fetched.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def view(self, message: "ViewSnapshotRequest") -> "ViewSnapshotResponse":
+        """
+        Makes a read-only view of a committed snapshot. It can't be committed. Errors as for Prepare.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def mounts(self, message: "MountsRequest") -> "MountsResponse":
+        """
+        The mounts of an active snapshot or a view, the same every time. NOT_FOUND where there is no such key.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def commit(
         self, message: "CommitSnapshotRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Makes an active snapshot immutable under a name; its key is free again.
+        NOT_FOUND for the key, ALREADY_EXISTS for the name, FAILED_PRECONDITION for a view or a committed snapshot.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def remove(
         self, message: "RemoveSnapshotRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Removes a snapshot of any kind. NOT_FOUND for a second one, FAILED_PRECONDITION while others stand on it.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def stat(self, message: "StatSnapshotRequest") -> "StatSnapshotResponse":
+        """
+        What is known of a snapshot. NOT_FOUND where there is none.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(
         self, message: "UpdateSnapshotRequest"
     ) -> "UpdateSnapshotResponse":
+        """
+        Changes labels, the only field that can change. NOT_FOUND, or INVALID_ARGUMENT for any other field.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(
         self, message: "ListSnapshotsRequest"
     ) -> "AsyncIterator[ListSnapshotsResponse]":
+        """
+        Every snapshot that matches, many per message.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ListSnapshotsResponse()
 
     async def usage(self, message: "UsageRequest") -> "UsageResponse":
+        """
+        What a snapshot takes on disk itself, without its parents. For an active one it is counted at the call.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def cleanup(
         self, message: "CleanupRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Frees on disk what removed snapshots left behind, and returns when that is done.
+        Idempotent; UNIMPLEMENTED where a snapshotter leaves nothing behind.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

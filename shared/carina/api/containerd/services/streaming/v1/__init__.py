@@ -27,6 +27,9 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 @dataclass(eq=False, repr=False)
 class StreamInit(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Of the client's choice. A stream that no call has taken up is closed with its client.
+    """
 
 
 default_message_pool.register_message(
@@ -35,6 +38,10 @@ default_message_pool.register_message(
 
 
 class StreamingStub(betterproto2_grpclib.ServiceStub):
+    """
+    A stream lives as long as its call and belongs to the namespace it was made in.
+    """
+
     async def stream(
         self,
         messages: "AsyncIterable[____google__protobuf__.Any] | Iterable[____google__protobuf__.Any]",
@@ -43,6 +50,12 @@ class StreamingStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "AsyncIterator[____google__protobuf__.Any]":
+        """
+        Opens a stream.
+        The client sends a StreamInit first, and the server answers with an Empty once the id can be used in other
+        calls.
+        After that each side sends what the call that names the stream expects. ALREADY_EXISTS for an id in use.
+        """
 
         async for response in self._stream_stream(
             "/containerd.services.streaming.v1.Streaming/Stream",
@@ -60,9 +73,19 @@ from .....google import protobuf as ____google__protobuf__
 
 
 class StreamingBase(betterproto2_grpclib.ServiceBase):
+    """
+    A stream lives as long as its call and belongs to the namespace it was made in.
+    """
+
     async def stream(
         self, messages: "AsyncIterator[____google__protobuf__.Any]"
     ) -> "AsyncIterator[____google__protobuf__.Any]":
+        """
+        Opens a stream.
+        The client sends a StreamInit first, and the server answers with an Empty once the id can be used in other
+        calls.
+        After that each side sends what the call that names the stream expects. ALREADY_EXISTS for an id in use.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ____google__protobuf__.Any()

@@ -59,10 +59,16 @@ class CheckpointTaskRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     parent_checkpoint: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Digest of an earlier checkpoint that this one builds on.
+    """
 
     options: "____google__protobuf__.Any | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    For the shim, for runc `containerd.runc.v1.CheckpointOptions`.
+    """
 
 
 default_message_pool.register_message(
@@ -75,6 +81,9 @@ class CheckpointTaskResponse(betterproto2.Message):
     descriptors: "list[___types__.Descriptor]" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Blobs that were written; none where the options name a directory.
+    """
 
 
 default_message_pool.register_message(
@@ -99,32 +108,65 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class CreateTaskRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Number 2 is skipped.
+    """
 
     rootfs: "list[___types__.Mount]" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, repeated=True
     )
+    """
+    Mounts that make the container's root, as a snapshotter returned them.
+    """
 
     stdin: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     stdout: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     stderr: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     terminal: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
+    """
+    Give it a pseudo terminal; stderr then stays empty.
+    """
 
     checkpoint: "___types__.Descriptor | None" = betterproto2.field(
         8, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    Restore from this, instead of starting afresh.
+    """
 
     options: "____google__protobuf__.Any | None" = betterproto2.field(
         9, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    For the shim; they take the place of the record's runtime options.
+    """
 
     runtime_path: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+    """
+    Absolute path of the shim's binary, instead of one found by the runtime's name.
+    """
 
     task_api_address: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+    """
+    Address of a task API that serves already, in a sandbox for instance; a shim is started where empty.
+    """
 
     task_api_version: "int" = betterproto2.field(12, betterproto2.TYPE_UINT32)
+    """
+    Version of that API, 2 or 3.
+    """
 
 
 default_message_pool.register_message(
@@ -159,6 +201,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class DeleteResponse(betterproto2.Message):
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Exec id of a deleted process; empty or the container's id for a task.
+    """
 
     pid: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
 
@@ -192,18 +237,37 @@ class ExecProcessRequest(betterproto2.Message):
     container_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     stdin: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     stdout: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     stderr: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Path of a FIFO, or a URI (`binary://`, `file://`); empty where the stream is not wanted.
+    """
 
     terminal: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    Give it a pseudo terminal; stderr then stays empty.
+    """
 
     spec: "____google__protobuf__.Any | None" = betterproto2.field(
         6, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON: the process of the OCI runtime specification,
+    with type URL `types.containerd.io/opencontainers/runtime-spec/1/Process`.
+    """
 
     exec_id: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Of the client's choice; unique in the task.
+    """
 
 
 default_message_pool.register_message(
@@ -213,6 +277,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class ExecProcessResponse(betterproto2.Message):
+    """
+    Exec returns an Empty; this is not used.
+    """
+
     pass
 
 
@@ -238,6 +306,9 @@ class GetResponse(betterproto2.Message):
     process: "___v1__types__.Process | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    `exited_at` and `exit_status` are set once it has ended.
+    """
 
 
 default_message_pool.register_message(
@@ -252,8 +323,14 @@ class KillRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     signal: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    """
+    Its number on the server's platform.
+    """
 
     all: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
+    """
+    Every process in the container, instead of one.
+    """
 
 
 default_message_pool.register_message(
@@ -286,6 +363,9 @@ default_message_pool.register_message(
 @dataclass(eq=False, repr=False)
 class ListTasksRequest(betterproto2.Message):
     filter: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Not used.
+    """
 
 
 default_message_pool.register_message(
@@ -310,6 +390,9 @@ class MetricsRequest(betterproto2.Message):
     filters: "list[str]" = betterproto2.field(
         1, betterproto2.TYPE_STRING, repeated=True
     )
+    """
+    Tasks that match one of them (by `id`); all where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -346,8 +429,14 @@ class ResizePtyRequest(betterproto2.Message):
     exec_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     width: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    """
+    Characters.
+    """
 
     height: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Characters.
+    """
 
 
 default_message_pool.register_message(
@@ -394,6 +483,9 @@ class UpdateTaskRequest(betterproto2.Message):
     resources: "____google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    JSON: new limits, with type URL `types.containerd.io/opencontainers/runtime-spec/1/LinuxResources`.
+    """
 
     annotations: "dict[str, str]" = betterproto2.field(
         3,
@@ -439,6 +531,13 @@ default_message_pool.register_message(
 
 
 class TasksStub(betterproto2_grpclib.ServiceStub):
+    """
+    The tasks of a namespace, one per container at most.
+    NOT_FOUND where the container has no task, or the task no such exec.
+    In every request, an empty `exec_id` means the task's first process.
+    UNAVAILABLE and DEADLINE_EXCEEDED mean that the shim did not answer; the container may go on running.
+    """
+
     async def create(
         self,
         message: "CreateTaskRequest",
@@ -447,6 +546,11 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CreateTaskResponse":
+        """
+        Makes the container, with its first process there but not started.
+        NOT_FOUND for the container's record or its runtime, ALREADY_EXISTS where it has a task.
+        After a failure nothing is left behind, and no exit is reported.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Create",
@@ -465,6 +569,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "StartResponse":
+        """
+        Starts a process that was created or prepared. FAILED_PRECONDITION where it was started before.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Start",
@@ -483,6 +590,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "DeleteResponse":
+        """
+        Removes a task whose process has ended, and its shim if that has no other. FAILED_PRECONDITION while it runs.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Delete",
@@ -501,6 +611,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "DeleteResponse":
+        """
+        Removes an executed process that has ended. FAILED_PRECONDITION while it runs.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/DeleteProcess",
@@ -519,6 +632,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "GetResponse":
+        """
+        The present state of one process.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Get",
@@ -537,6 +653,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListTasksResponse":
+        """
+        The first process of every task. One whose shim does not answer has status UNKNOWN.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/List",
@@ -555,6 +674,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Sends a signal. NOT_FOUND where the process has ended, FAILED_PRECONDITION for an exec that was not started.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Kill",
@@ -573,6 +695,10 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Prepares a further process; Start starts it.
+        ALREADY_EXISTS for an exec id in use, FAILED_PRECONDITION where the task is not running.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Exec",
@@ -591,6 +717,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Sets the size of a process's terminal.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/ResizePty",
@@ -609,6 +738,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Closes the server's end of stdin, so that the process reads an end. Idempotent.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/CloseIO",
@@ -627,6 +759,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Freezes every process of the container.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Pause",
@@ -645,6 +780,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Thaws a paused container.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Resume",
@@ -663,6 +801,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListPidsResponse":
+        """
+        Every process in the container, those that it started itself too.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/ListPids",
@@ -681,6 +822,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "CheckpointTaskResponse":
+        """
+        Saves the state of the processes. It lasts as long as it takes.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Checkpoint",
@@ -699,6 +843,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Changes the limits of a running container.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Update",
@@ -717,6 +864,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "MetricsResponse":
+        """
+        One reading for each task that matches; tasks that have ended meanwhile are left out.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Metrics",
@@ -735,6 +885,9 @@ class TasksStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "WaitResponse":
+        """
+        Returns when a process has ended, at once where it has. Safe to repeat until the process is deleted.
+        """
 
         return await self._unary_unary(
             "/containerd.services.tasks.v1.Tasks/Wait",
@@ -752,85 +905,146 @@ from ....v1 import types as ___v1__types__
 
 
 class TasksBase(betterproto2_grpclib.ServiceBase):
+    """
+    The tasks of a namespace, one per container at most.
+    NOT_FOUND where the container has no task, or the task no such exec.
+    In every request, an empty `exec_id` means the task's first process.
+    UNAVAILABLE and DEADLINE_EXCEEDED mean that the shim did not answer; the container may go on running.
+    """
+
     async def create(self, message: "CreateTaskRequest") -> "CreateTaskResponse":
+        """
+        Makes the container, with its first process there but not started.
+        NOT_FOUND for the container's record or its runtime, ALREADY_EXISTS where it has a task.
+        After a failure nothing is left behind, and no exit is reported.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def start(self, message: "StartRequest") -> "StartResponse":
+        """
+        Starts a process that was created or prepared. FAILED_PRECONDITION where it was started before.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete(self, message: "DeleteTaskRequest") -> "DeleteResponse":
+        """
+        Removes a task whose process has ended, and its shim if that has no other. FAILED_PRECONDITION while it runs.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def delete_process(self, message: "DeleteProcessRequest") -> "DeleteResponse":
+        """
+        Removes an executed process that has ended. FAILED_PRECONDITION while it runs.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def get(self, message: "GetRequest") -> "GetResponse":
+        """
+        The present state of one process.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(self, message: "ListTasksRequest") -> "ListTasksResponse":
+        """
+        The first process of every task. One whose shim does not answer has status UNKNOWN.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def kill(self, message: "KillRequest") -> "____google__protobuf__.Empty":
+        """
+        Sends a signal. NOT_FOUND where the process has ended, FAILED_PRECONDITION for an exec that was not started.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def exec(
         self, message: "ExecProcessRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Prepares a further process; Start starts it.
+        ALREADY_EXISTS for an exec id in use, FAILED_PRECONDITION where the task is not running.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def resize_pty(
         self, message: "ResizePtyRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Sets the size of a process's terminal.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def close_io(
         self, message: "CloseIoRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Closes the server's end of stdin, so that the process reads an end. Idempotent.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def pause(
         self, message: "PauseTaskRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Freezes every process of the container.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def resume(
         self, message: "ResumeTaskRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Thaws a paused container.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list_pids(self, message: "ListPidsRequest") -> "ListPidsResponse":
+        """
+        Every process in the container, those that it started itself too.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def checkpoint(
         self, message: "CheckpointTaskRequest"
     ) -> "CheckpointTaskResponse":
+        """
+        Saves the state of the processes. It lasts as long as it takes.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def update(
         self, message: "UpdateTaskRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Changes the limits of a running container.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def metrics(self, message: "MetricsRequest") -> "MetricsResponse":
+        """
+        One reading for each task that matches; tasks that have ended meanwhile are left out.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def wait(self, message: "WaitRequest") -> "WaitResponse":
+        """
+        Returns when a process has ended, at once where it has. Safe to repeat until the process is deleted.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

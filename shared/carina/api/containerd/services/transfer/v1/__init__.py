@@ -26,6 +26,9 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 @dataclass(eq=False, repr=False)
 class TransferOptions(betterproto2.Message):
     progress_stream: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Id of a stream that receives `containerd.types.transfer.Progress`; none where empty.
+    """
 
 
 default_message_pool.register_message(
@@ -38,10 +41,16 @@ class TransferRequest(betterproto2.Message):
     source: "____google__protobuf__.Any | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    One of `containerd.types.transfer`.
+    """
 
     destination: "____google__protobuf__.Any | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
+    """
+    One of `containerd.types.transfer`.
+    """
 
     options: "TransferOptions | None" = betterproto2.field(
         3, betterproto2.TYPE_MESSAGE, optional=True
@@ -54,6 +63,10 @@ default_message_pool.register_message(
 
 
 class TransferStub(betterproto2_grpclib.ServiceStub):
+    """
+    The work is done on the server's side; archives, credentials and progress go over the Streaming service.
+    """
+
     async def transfer(
         self,
         message: "TransferRequest",
@@ -62,6 +75,10 @@ class TransferStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "____google__protobuf__.Empty":
+        """
+        Returns when everything is there. What was fetched before a failure is not fetched again when it is repeated.
+        UNIMPLEMENTED for a pair of types that nobody handles, NOT_FOUND where the source is not there.
+        """
 
         return await self._unary_unary(
             "/containerd.services.transfer.v1.Transfer/Transfer",
@@ -77,9 +94,17 @@ from .....google import protobuf as ____google__protobuf__
 
 
 class TransferBase(betterproto2_grpclib.ServiceBase):
+    """
+    The work is done on the server's side; archives, credentials and progress go over the Streaming service.
+    """
+
     async def transfer(
         self, message: "TransferRequest"
     ) -> "____google__protobuf__.Empty":
+        """
+        Returns when everything is there. What was fetched before a failure is not fetched again when it is repeated.
+        UNIMPLEMENTED for a pair of types that nobody handles, NOT_FOUND where the source is not there.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

@@ -26,8 +26,14 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 @dataclass(eq=False, repr=False)
 class VersionResponse(betterproto2.Message):
     version: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Begins with containerd's, since clients parse it: `2.3.x+carina.VERSION`.
+    """
 
     revision: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Source revision of the build.
+    """
 
 
 default_message_pool.register_message(
@@ -36,6 +42,10 @@ default_message_pool.register_message(
 
 
 class VersionStub(betterproto2_grpclib.ServiceStub):
+    """
+    Cheap, and used by clients to see whether the server is there.
+    """
+
     async def version(
         self,
         message: "____google__protobuf__.Empty | None" = None,
@@ -44,6 +54,9 @@ class VersionStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "VersionResponse":
+        """
+        Version of the server.
+        """
 
         if message is None:
             message = ____google__protobuf__.Empty()
@@ -62,9 +75,16 @@ from .....google import protobuf as ____google__protobuf__
 
 
 class VersionBase(betterproto2_grpclib.ServiceBase):
+    """
+    Cheap, and used by clients to see whether the server is there.
+    """
+
     async def version(
         self, message: "____google__protobuf__.Empty"
     ) -> "VersionResponse":
+        """
+        Version of the server.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 

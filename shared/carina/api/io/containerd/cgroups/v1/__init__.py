@@ -34,8 +34,14 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 @dataclass(eq=False, repr=False)
 class BlkIoEntry(betterproto2.Message):
     op: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    `Read`, `Write`, `Sync`, `Async`, `Total`; empty where the kernel does not tell them apart.
+    """
 
     device: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Path of the device, where known.
+    """
 
     major: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
 
@@ -51,6 +57,12 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class BlkIoStat(betterproto2.Message):
+    """
+    Bytes (io_service_bytes), numbers of requests (io_serviced, io_queued, io_merged),
+    nanoseconds (io_service_time, io_wait_time), milliseconds (io_time), sectors of 512 bytes.
+    All include the cgroups below.
+    """
+
     io_service_bytes_recursive: "list[BlkIoEntry]" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
@@ -91,6 +103,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class CgroupStats(betterproto2.Message):
+    """
+    Numbers of tasks by state.
+    """
+
     nr_sleeping: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     nr_running: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -123,6 +139,10 @@ default_message_pool.register_message("io.containerd.cgroups.v1", "CPUStat", Cpu
 
 @dataclass(eq=False, repr=False)
 class CpuUsage(betterproto2.Message):
+    """
+    Nanoseconds of processor time.
+    """
+
     total: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     kernel: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -139,6 +159,10 @@ default_message_pool.register_message("io.containerd.cgroups.v1", "CPUUsage", Cp
 
 @dataclass(eq=False, repr=False)
 class HugetlbStat(betterproto2.Message):
+    """
+    usage and max are bytes, failcnt counts allocations that were refused.
+    """
+
     usage: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     max: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -146,6 +170,9 @@ class HugetlbStat(betterproto2.Message):
     failcnt: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
 
     pagesize: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    As in the kernel's file names: `2MB`, `1GB`.
+    """
 
 
 default_message_pool.register_message(
@@ -155,6 +182,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class MemoryEntry(betterproto2.Message):
+    """
+    Bytes; max is the highest usage so far, failcnt counts allocations that hit the limit.
+    """
+
     limit: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     usage: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -171,11 +202,18 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class MemoryOomControl(betterproto2.Message):
+    """
+    The first two are 0 or 1.
+    """
+
     oom_kill_disable: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     under_oom: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
 
     oom_kill: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    Processes killed so far.
+    """
 
 
 default_message_pool.register_message(
@@ -185,6 +223,11 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class MemoryStat(betterproto2.Message):
+    """
+    Bytes, except pg_pg_in, pg_pg_out, pg_fault and pg_maj_fault, which count events.
+    Fields with total_ include the cgroups below.
+    """
+
     cache: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     rss: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -273,6 +316,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class Metrics(betterproto2.Message):
+    """
+    One reading.
+    """
+
     hugetlb: "list[HugetlbStat]" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
@@ -315,6 +362,10 @@ default_message_pool.register_message("io.containerd.cgroups.v1", "Metrics", Met
 
 @dataclass(eq=False, repr=False)
 class NetworkStat(betterproto2.Message):
+    """
+    Of one interface in the container's network namespace, since it was made.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     rx_bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -341,6 +392,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class PidsStat(betterproto2.Message):
+    """
+    Numbers of processes and threads; a limit of 0 is none.
+    """
+
     current: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     limit: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -351,6 +406,10 @@ default_message_pool.register_message("io.containerd.cgroups.v1", "PidsStat", Pi
 
 @dataclass(eq=False, repr=False)
 class RdmaEntry(betterproto2.Message):
+    """
+    Numbers of handles and objects of a host channel adapter.
+    """
+
     device: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     hca_handles: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
@@ -365,6 +424,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class RdmaStat(betterproto2.Message):
+    """
+    Use and limit for each device.
+    """
+
     current: "list[RdmaEntry]" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
@@ -379,6 +442,10 @@ default_message_pool.register_message("io.containerd.cgroups.v1", "RdmaStat", Rd
 
 @dataclass(eq=False, repr=False)
 class Throttle(betterproto2.Message):
+    """
+    Numbers of periods; throttled_time is nanoseconds.
+    """
+
     periods: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     throttled_periods: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)

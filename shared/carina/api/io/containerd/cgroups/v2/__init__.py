@@ -31,6 +31,10 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 @dataclass(eq=False, repr=False)
 class CpuStat(betterproto2.Message):
+    """
+    Microseconds where the name says so, otherwise numbers of periods.
+    """
+
     usage_usec: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     user_usec: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -57,11 +61,18 @@ default_message_pool.register_message("io.containerd.cgroups.v2", "CPUStat", Cpu
 
 @dataclass(eq=False, repr=False)
 class HugeTlbStat(betterproto2.Message):
+    """
+    current and max are bytes, failcnt counts allocations that were refused.
+    """
+
     current: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     max: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
 
     pagesize: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    As in the kernel's file names: `2MB`, `1GB`.
+    """
 
     failcnt: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
 
@@ -73,6 +84,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class IoEntry(betterproto2.Message):
+    """
+    Of one device, bytes and numbers of requests.
+    """
+
     major: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     minor: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -105,6 +120,10 @@ default_message_pool.register_message("io.containerd.cgroups.v2", "IOStat", IoSt
 
 @dataclass(eq=False, repr=False)
 class MemoryEvents(betterproto2.Message):
+    """
+    How often each boundary was reached.
+    """
+
     low: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     high: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -125,6 +144,11 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class MemoryStat(betterproto2.Message):
+    """
+    Bytes from anon to slab_unreclaimable and from usage to swap_max_usage; the rest counts events.
+    A limit that is not set is the largest number.
+    """
+
     anon: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     file: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -211,6 +235,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class Metrics(betterproto2.Message):
+    """
+    One reading. Number 3 is skipped.
+    """
+
     pids: "PidsStat | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -249,6 +277,10 @@ default_message_pool.register_message("io.containerd.cgroups.v2", "Metrics", Met
 
 @dataclass(eq=False, repr=False)
 class NetworkStat(betterproto2.Message):
+    """
+    Of one interface in the container's network namespace, since it was made.
+    """
+
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     rx_bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -275,6 +307,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class PidsStat(betterproto2.Message):
+    """
+    Numbers of processes and threads.
+    """
+
     current: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     limit: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -285,13 +321,29 @@ default_message_pool.register_message("io.containerd.cgroups.v2", "PidsStat", Pi
 
 @dataclass(eq=False, repr=False)
 class PsiData(betterproto2.Message):
+    """
+    Pressure: the share of time that tasks were stalled.
+    """
+
     avg10: "float" = betterproto2.field(1, betterproto2.TYPE_DOUBLE)
+    """
+    Percent, over so many seconds.
+    """
 
     avg60: "float" = betterproto2.field(2, betterproto2.TYPE_DOUBLE)
+    """
+    Percent, over so many seconds.
+    """
 
     avg300: "float" = betterproto2.field(3, betterproto2.TYPE_DOUBLE)
+    """
+    Percent, over so many seconds.
+    """
 
     total: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)
+    """
+    Microseconds.
+    """
 
 
 default_message_pool.register_message("io.containerd.cgroups.v2", "PSIData", PsiData)
@@ -299,6 +351,10 @@ default_message_pool.register_message("io.containerd.cgroups.v2", "PSIData", Psi
 
 @dataclass(eq=False, repr=False)
 class PsiStats(betterproto2.Message):
+    """
+    Time in which some tasks were stalled, and in which all were.
+    """
+
     some: "PsiData | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -313,6 +369,10 @@ default_message_pool.register_message("io.containerd.cgroups.v2", "PSIStats", Ps
 
 @dataclass(eq=False, repr=False)
 class RdmaEntry(betterproto2.Message):
+    """
+    Numbers of handles and objects of a host channel adapter.
+    """
+
     device: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     hca_handles: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
@@ -327,6 +387,10 @@ default_message_pool.register_message(
 
 @dataclass(eq=False, repr=False)
 class RdmaStat(betterproto2.Message):
+    """
+    Use and limit for each device.
+    """
+
     current: "list[RdmaEntry]" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )

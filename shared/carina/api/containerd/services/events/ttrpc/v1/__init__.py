@@ -36,6 +36,10 @@ default_message_pool.register_message(
 
 
 class EventsStub(betterproto2_grpclib.ServiceStub):
+    """
+    Only what a shim needs.
+    """
+
     async def forward(
         self,
         message: "ForwardRequest",
@@ -44,6 +48,9 @@ class EventsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "_____google__protobuf__.Empty":
+        """
+        Takes an event over. Once it is answered, the shim forgets the event.
+        """
 
         return await self._unary_unary(
             "/containerd.services.events.ttrpc.v1.Events/Forward",
@@ -60,9 +67,16 @@ from ..... import types as ____types__
 
 
 class EventsBase(betterproto2_grpclib.ServiceBase):
+    """
+    Only what a shim needs.
+    """
+
     async def forward(
         self, message: "ForwardRequest"
     ) -> "_____google__protobuf__.Empty":
+        """
+        Takes an event over. Once it is answered, the shim forgets the event.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
