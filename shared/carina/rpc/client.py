@@ -47,7 +47,7 @@ class Channel(grpclib.client.Channel):
         self.address = address
         self._socket = str(socket_path(address))
         self._connection: Connection | None = None
-        self._dialling = asyncio.Lock()
+        self._dialling: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._all: set[Connection] = set()
 
     def __repr__(self) -> str:
@@ -74,10 +74,17 @@ class Channel(grpclib.client.Channel):
                 assert self._connection is not None
                 await self._connection.vacancy()
                 continue
-            async with self._dialling:
+            async with self._turn():
                 if not self._usable():
                     self._connection = await self._dial()
         return connection
+
+    def _turn(self) -> asyncio.Lock:
+        """The lock of those who want to dial, of the loop that runs."""
+        loop = asyncio.get_running_loop()
+        if self._dialling is None or self._dialling[0] is not loop:
+            self._dialling = loop, asyncio.Lock()
+        return self._dialling[1]
 
     def _usable(self) -> bool:
         """Whether the connection stands, and belongs to the loop that runs: a channel may outlive one."""

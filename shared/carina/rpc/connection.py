@@ -11,43 +11,20 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, cast
 
 from carina.rpc import frames
 from carina.rpc.frames import Code
 from carina.rpc.headers import Decoder, Headers, Unreadable
+from carina.rpc.output import WRITE_BUFFER, Output
 from carina.rpc.reader import Broken, Reader
+from carina.rpc.receiver import Receiver
 
 log = logging.getLogger(__name__)
 
 STREAM_WINDOW: Final = 4 << 20
 CONNECTION_WINDOW: Final = 16 << 20
 MAX_INBOUND_STREAMS: Final = 100_000
-WRITE_BUFFER: Final = 1 << 20
-MAX_UNREAD: Final = 256 << 10
-"""Bytes of answers to pings and settings that a peer may leave unread."""
-
-
-class Receiver(Protocol):
-    """What a connection needs of the object behind one stream."""
-
-    id: int
-    send_window: int
-    receive_window: int
-    local_closed: bool
-    remote_closed: bool
-
-    def received_headers(self, headers: Headers, *, ended: bool) -> None: ...
-
-    def received_data(self, data: bytes, counted: int, *, ended: bool) -> None:
-        """`counted` bytes are to be consumed (padding counts)."""
-
-    def terminated(self, code: Code | None, reason: str) -> None:
-        """The peer reset the stream, or the connection is lost (no code)."""
-
-    def writable(self) -> None:
-        """There may be room to write again."""
-
 
 Accept = Callable[["Connection", int, Headers, bool], "Receiver | None"]
 
@@ -60,7 +37,6 @@ class Connection(asyncio.Protocol):
         self._accept = accept
         self._ended = ended
         self.streams: dict[int, Receiver] = {}
-        self.paused = False
         self.closed = False
         self.draining = False
         """New streams are not started any more: the peer or we said so."""
@@ -73,8 +49,6 @@ class Connection(asyncio.Protocol):
         self._last_accepted = frames.MAX_STREAM
         self._received = 0
         self._decoder = Decoder()
-        self._out: list[bytes] = []
-        self._out_size = self._unread = 0
         self._reader = Reader(self, preface=not client)
         self._data: tuple[Receiver | None, bool] = None, False
         self._said_size_update = False
@@ -82,17 +56,15 @@ class Connection(asyncio.Protocol):
         self.greeting: asyncio.Future[None] | None = None
         """Done when the peer's settings have arrived, or the connection is lost."""
         self._pinged: asyncio.Future[None] | None = None
-        self.transport: asyncio.Transport | None = None
         self.loop: asyncio.AbstractEventLoop
+        self._output: Output
 
     # --- the transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
-        self.transport = transport  # type: ignore[assignment]
         self.loop = asyncio.get_running_loop()
         self.greeting = self.loop.create_future()
-        transport.set_write_buffer_limits(high=WRITE_BUFFER)  # type: ignore[attr-defined]
+        self._output = Output(cast(asyncio.Transport, transport), self.loop)  # uvloop's is of no class of asyncio's
         values = {
             frames.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
             frames.MAX_FRAME_SIZE: frames.MAX_FRAME,
@@ -100,17 +72,16 @@ class Connection(asyncio.Protocol):
         }
         if self._client:
             values[frames.ENABLE_PUSH] = 0
-            self._write(frames.PREFACE)
+            self._output.write(frames.PREFACE)
         else:
             values[frames.MAX_CONCURRENT_STREAMS] = MAX_INBOUND_STREAMS
-        self._write(frames.settings(values))
-        self._write(frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
+        self._output.write(frames.settings(values))
+        self._output.write(frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.closed:
             return
         self.closed = self.draining = True
-        self._out.clear()
         for future in (self._pinged, self.greeting, *self._waiting):
             if future is not None and not future.done():
                 future.set_result(None)
@@ -121,11 +92,10 @@ class Connection(asyncio.Protocol):
             self._ended(self)
 
     def pause_writing(self) -> None:
-        self.paused = True
+        self._output.pause()
 
     def resume_writing(self) -> None:
-        self.paused = False
-        self._unread = 0
+        self._output.resume()
         self._wake()
 
     def eof_received(self) -> bool:
@@ -133,40 +103,14 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Write what is collected and close."""
-        if not self.closed and self.transport is not None:
-            self._flush()
-            self.transport.close()
+        if not self.closed:
+            self._output.close()
 
     def abort(self) -> None:
-        if not self.closed and self.transport is not None:
-            self.transport.abort()
+        if not self.closed:
+            self._output.abort()
 
     # --- writing
-
-    def _write(self, data: bytes) -> None:
-        if not self._out:
-            self.loop.call_soon(self._flush)
-        self._out.append(data)
-        self._out_size += len(data)
-        if self._out_size > WRITE_BUFFER:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._out and self.transport is not None and not self.closed:
-            out, self._out, self._out_size = self._out, [], 0
-            if len(out) == 1:
-                self.transport.write(out[0])
-            else:
-                self.transport.writelines(out)
-
-    def _control(self, data: bytes) -> None:
-        """Write an answer that the peer asked for, as long as it reads its answers."""
-        if self.paused:
-            self._unread += len(data)
-            if self._unread > MAX_UNREAD:
-                self.abort()
-                return
-        self._write(data)
 
     def _wake(self) -> None:
         for stream in list(self.streams.values()):
@@ -187,13 +131,13 @@ class Connection(asyncio.Protocol):
         if not self._said_size_update:
             # Our blocks don't use the dynamic table; after this nothing the peer may set can matter.
             block, self._said_size_update = b"\x20" + block, True
-        self._write(frames.headers(stream.id, block, end=end, limit=self.max_frame))
+        self._output.write(frames.headers(stream.id, block, end=end, limit=self.max_frame))
         if end:
             self._closed_locally(stream)
 
     def room(self, stream: Receiver) -> int:
         """How many bytes of data may be written now."""
-        return 0 if self.paused else min(self.send_window, stream.send_window, WRITE_BUFFER)
+        return 0 if self._output.paused else min(self.send_window, stream.send_window, WRITE_BUFFER)
 
     def send_data(self, stream: Receiver, data: bytes | memoryview, *, end: bool) -> None:
         """Write data for which there is room."""
@@ -202,29 +146,29 @@ class Connection(asyncio.Protocol):
         stream.send_window -= size
         flags = frames.END_STREAM if end else 0
         if size <= self.max_frame:
-            self._write(frames.head(size, frames.DATA, flags, stream.id))
+            self._output.write(frames.head(size, frames.DATA, flags, stream.id))
             if size:
-                self._write(bytes(data))
+                self._output.write(bytes(data))
         else:
             for at in range(0, size, self.max_frame):
                 part = data[at : at + self.max_frame]
                 last = at + self.max_frame >= size
-                self._write(frames.head(len(part), frames.DATA, flags if last else 0, stream.id))
-                self._write(bytes(part))
+                self._output.write(frames.head(len(part), frames.DATA, flags if last else 0, stream.id))
+                self._output.write(bytes(part))
         if end:
             self._closed_locally(stream)
 
     def reset(self, stream: Receiver, code: Code) -> None:
         """End a stream in both directions, unless it has ended already."""
         if self._forget(stream.id) is not None and not self.closed:
-            self._write(frames.rst_stream(stream.id, code))
+            self._output.write(frames.rst_stream(stream.id, code))
         stream.local_closed = stream.remote_closed = True
 
     def consumed(self, stream: Receiver, size: int) -> None:
         """Let the peer send `size` bytes more on a stream."""
         stream.receive_window += size
         if not stream.remote_closed and not self.closed:
-            self._write(frames.window_update(stream.id, size))
+            self._output.write(frames.window_update(stream.id, size))
 
     def _closed_locally(self, stream: Receiver) -> None:
         stream.local_closed = True
@@ -255,7 +199,7 @@ class Connection(asyncio.Protocol):
         self.draining = True
         if final:
             self._last_accepted = self._highest
-        self._write(frames.goaway(self._last_accepted, Code.NO_ERROR))
+        self._output.write(frames.goaway(self._last_accepted, Code.NO_ERROR))
 
     def ping(self) -> "asyncio.Future[None]":
         """A future that is done once the peer has read everything written before."""
@@ -264,7 +208,7 @@ class Connection(asyncio.Protocol):
             if self.closed:
                 self._pinged.set_result(None)
             else:
-                self._write(frames.ping(b"carina\0\0"))
+                self._output.write(frames.ping(b"carina\0\0"))
         return self._pinged
 
     # --- reading
@@ -276,14 +220,14 @@ class Connection(asyncio.Protocol):
             self._reader.feed(data)
         except Broken as error:
             log.debug("connection closed: %s", error)
-            self._write(frames.goaway(self._highest, error.code, str(error).encode()))
+            self._output.write(frames.goaway(self._highest, error.code, str(error).encode()))
             self.close()
 
     def begin_data(self, stream: int, counted: int, *, ended: bool) -> None:
         """Account for a frame's data."""
         self._received += counted
         if self._received > CONNECTION_WINDOW // 2:
-            self._write(frames.window_update(0, self._received))
+            self._output.write(frames.window_update(0, self._received))
             self._received = 0
         receiver = self.streams.get(stream)
         if receiver is None:
@@ -340,9 +284,9 @@ class Connection(asyncio.Protocol):
             return
         self._highest = stream
         if stream > self._last_accepted or len(self.streams) >= MAX_INBOUND_STREAMS:
-            self._control(frames.rst_stream(stream, Code.REFUSED_STREAM))
+            self._output.answer(frames.rst_stream(stream, Code.REFUSED_STREAM))
         elif not headers.valid or self._accept is None:
-            self._control(frames.rst_stream(stream, Code.PROTOCOL_ERROR))
+            self._output.answer(frames.rst_stream(stream, Code.PROTOCOL_ERROR))
         else:
             self._accept(self, stream, headers, ended)
 
@@ -390,7 +334,7 @@ class Connection(asyncio.Protocol):
                 self.max_frame = min(value, frames.MAX_FRAME)
             elif key == frames.MAX_CONCURRENT_STREAMS:
                 self.max_streams = value
-        self._control(frames.SETTINGS_ACK)
+        self._output.answer(frames.SETTINGS_ACK)
         if self.greeting is not None and not self.greeting.done():
             self.greeting.set_result(None)
         self._wake()
@@ -399,7 +343,7 @@ class Connection(asyncio.Protocol):
         if len(payload) != 8 or stream:
             raise Broken(Code.FRAME_SIZE_ERROR, "PING")
         if not flags & frames.ACK:
-            self._control(frames.ping(payload, ack=True))
+            self._output.answer(frames.ping(payload, ack=True))
         elif self._pinged is not None and not self._pinged.done():
             self._pinged.set_result(None)
 
