@@ -114,6 +114,7 @@ class Constellation:
                 self.clean_namespace()
         self.stop()
         self._unmount()
+        self._remove_cgroups()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _unmount(self) -> None:
@@ -121,6 +122,13 @@ class Constellation:
         for mount in reversed(mounts):
             if mount.startswith(os.fspath(self.directory)):
                 subprocess.run(["umount", "--lazy", mount], check=False)
+
+
+    def _remove_cgroups(self) -> None:
+        """runc removes a container's control group, not the namespace's above it."""
+        for directory in Path("/sys/fs/cgroup").glob(f"*/{self.namespace}"):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 class Result:
