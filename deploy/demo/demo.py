@@ -206,6 +206,10 @@ def collected(demo: Demo, reference: str) -> None:
 
 def leftovers(demo: Demo) -> None:
     """Fail where something of ours is still mounted or running."""
+    for group in Path("/sys/fs/cgroup").glob("*/demo"):
+        # runc removes a container's control group, not the namespace's above it.
+        with contextlib.suppress(OSError):
+            group.rmdir()
     scratch = os.fspath(demo.scratch)
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if scratch in line]
     running = []

@@ -123,7 +123,6 @@ class Constellation:
             if mount.startswith(os.fspath(self.directory)):
                 subprocess.run(["umount", "--lazy", mount], check=False)
 
-
     def _remove_cgroups(self) -> None:
         """runc removes a container's control group, not the namespace's above it."""
         for directory in Path("/sys/fs/cgroup").glob(f"*/{self.namespace}"):
