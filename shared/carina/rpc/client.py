@@ -223,8 +223,8 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
         data = codec.encode(message)
         if self._wire is None:
             await self.send_request()
-        elif self._cardinality.client_streaming:
-            self._sender = asyncio.current_task()
+        if self._sender is None and self._cardinality.client_streaming:
+            self._watch_sender()
         assert self._wire is not None
         with self._translated():
             await self._wire.send_message(data, end=end or not self._cardinality.client_streaming)
@@ -309,18 +309,20 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
                 self._wire.reset(Code.CANCEL)
             self._release_sender()
 
+    def _watch_sender(self) -> None:
+        """Generated stubs send from a task that they forget: if the source of its messages fails, so does the call."""
+        task = asyncio.current_task()
+        if task is not None and getattr(task.get_coro(), "__name__", "") == "_send_messages":
+            self._sender = task
+            task.add_done_callback(self._sender_ended)
+
+    def _sender_ended(self, sender: "asyncio.Task[Any]") -> None:
+        error = None if sender.cancelled() else sender.exception()
+        if isinstance(error, Exception) and self._wire is not None and not self._wire.ended:
+            self._wire.fail(error)
+            self._wire.reset(Code.CANCEL)
+
     def _release_sender(self) -> None:
         """A task that still sends, which generated stubs start and forget, ends with the call."""
-        sender = self._sender
-        if sender is None or sender is asyncio.current_task():
-            return
-        if sender.done():
-            _retrieve(sender)
-        else:
-            sender.cancel()
-            sender.add_done_callback(_retrieve)
-
-
-def _retrieve(task: "asyncio.Task[Any]") -> None:
-    if not task.cancelled():
-        task.exception()
+        if self._sender is not None:
+            self._sender.cancel()

@@ -235,6 +235,24 @@ async def test_a_server_that_ends_a_stream_ends_the_sender(tmp_path: Path) -> No
             await stopped.wait()
 
 
+async def test_a_source_of_messages_that_fails_fails_the_call(tmp_path: Path) -> None:
+    """When the caller's own messages break off with an error, the caller gets that error and does not wait forever."""
+
+    async def messages() -> AsyncIterator[WriteContentRequest]:
+        yield WriteContentRequest(data=b"x")
+        await asyncio.sleep(0.02)
+        raise ValueError("the file is gone")
+
+    async def write(stub: ContentStub) -> None:
+        async for _ in stub.write(messages()):
+            pass
+
+    async with _served(tmp_path) as (stub, _, _):
+        async with asyncio.timeout(2):
+            with pytest.raises(ValueError, match="the file is gone"):
+                await write(stub)
+
+
 async def test_nobody_there(tmp_path: Path) -> None:
     """An absent socket and a stale one are Unavailable, by their address, and never NotFound."""
     channel = connect(f"unix://{tmp_path}/none.sock")
