@@ -3,7 +3,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v /usr/bin/python3 || command -v python3)
-PACKAGES := python3 python3-venv containerd runc docker-registry skopeo umoci busybox-static
+# Twice quiet: errors only, no warnings of pip's about itself.
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-warn-script-location
+PACKAGES := python3 python3-venv containerd runc docker-registry skopeo umoci busybox-static iproute2
 
 .PHONY: help setup packages fmt lint types imports test check demo bench protos check-protos up down clean
 
@@ -18,8 +20,8 @@ packages:
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setup: installing into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location --no-deps --no-build-isolation --editable .
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 fmt: setup ## format the code
@@ -52,10 +54,10 @@ check-protos: setup ## generated code in step with proto/, and proto/ with the w
 	$(BIN)/python deploy/protos.py --check
 	@if [ -x ../shared/bin/check-wire ]; then $(BIN)/python ../shared/bin/check-wire proto; fi
 
-up: setup ## bring the constellation up
+up: setup ## bring the constellation up, in the foreground (as root)
 	$(BIN)/carina up
 
-down: ## stop it
+down: ## stop it (as root)
 	$(BIN)/carina down
 
 clean: ## remove what setup made
