@@ -112,6 +112,8 @@ def _run_detached(config: Config, logs: Path, answer: int) -> None:
 @_configured
 def down(file: Path | None, root: Path | None, state: Path | None) -> None:
     """Stop every service; running containers go on."""
+    if os.geteuid() != 0:
+        raise PermissionDenied("carina down needs root: the services run as root")
     config = configuration.load(file, root=root, state=state)
     supervisor = lock.holder(config.root)
     if supervisor is not None:
@@ -127,7 +129,7 @@ def down(file: Path | None, root: Path | None, state: Path | None) -> None:
 @_configured
 @click.pass_obj
 def status(target: Target, file: Path | None, root: Path | None, state: Path | None) -> None:
-    """Every service's address, process, health, version, uptime and memory."""
+    """Show every service's health, process, memory and address."""
     config = configuration.load(file, root=root, state=state)
     rows = asyncio.run(_status(config, target.address))
     output.table(("SERVICE", "HEALTH", "PID", "VERSION", "UPTIME", "MEMORY", "ADDRESS"), rows)
@@ -164,7 +166,7 @@ async def _row(name: str, address: str) -> Sequence[str]:
     path = socket_path(address)
     pid = await asyncio.to_thread(survivors.listener, path)
     if pid is None:
-        return (name, "down", "-", "-", "-", "-", address)
+        return (name, await asyncio.to_thread(_silence, path), "-", "-", "-", "-", address)
     channel = connect(address)
     try:
         with context.deadline(2):
@@ -175,6 +177,17 @@ async def _row(name: str, address: str) -> Sequence[str]:
         channel.close()
     uptime, memory = await asyncio.to_thread(_process, pid)
     return (name, health, str(pid), version, uptime, memory, address)
+
+
+def _silence(path: Path) -> str:
+    """Why nobody answers on a socket: `denied` where this user may not ask, `down` where there is nobody."""
+    try:
+        path.stat()
+    except PermissionError:
+        return "denied"
+    except OSError:
+        return "down"
+    return "down" if os.access(path, os.W_OK) else "denied"
 
 
 def _process(pid: int) -> tuple[str, str]:
