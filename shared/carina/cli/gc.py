@@ -29,7 +29,10 @@ def run(target: Target, sync: bool) -> None:
         return await RemoteCollector(client.channel).run(sync=sync)
 
     done = target.run(work, deadline=None)
-    click.echo(f"{done.seconds * 1000:.1f} ms, the database was locked for {done.lock_seconds * 1000:.1f} ms")
+    click.echo(f"done in {done.seconds * 1000:.1f} ms, with the database locked for {done.lock_seconds * 1000:.1f} ms")
+    if not done.removed:
+        click.echo("there was nothing to remove")
+        return
     output.table(
         ("TYPE", "OBJECTS", "SIZE"),
         [(r.type, r.objects, output.size(r.bytes) if r.bytes else "-") for r in done.removed],

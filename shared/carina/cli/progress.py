@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from carina.transfer import Progress
 
 DONE: Final = frozenset({"complete", "saved", "exists", "already exists", "unpacked", "extracted"})
+PENDING: Final = frozenset({"waiting"})
+"""Nothing has happened yet: worth a bar, not a line."""
 
 
 class Display:
@@ -39,10 +41,10 @@ class Display:
         if self._quiet or not progress.name:
             return
         if self._bars is None:
-            if self._said.get(progress.name) != progress.event:
+            if self._said.get(progress.name) != progress.event and progress.event not in PENDING:
                 self._said[progress.name] = progress.event
                 size = f"  {output.size(progress.total)}" if progress.total else ""
-                click.echo(f"{progress.name}: {progress.event}{size}")
+                click.echo(f"{_short(progress.name)}: {progress.event}{size}")
             return
         if progress.name not in self._tasks:
             self._tasks[progress.name] = self._bars.add_task(_short(progress.name), total=None, event="")
