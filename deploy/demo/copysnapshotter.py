@@ -24,5 +24,7 @@ class CopySnapshotter(DirectorySnapshotter):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: copysnapshotter.py DIRECTORY SOCKET")
     directory, socket = sys.argv[1:]
     plugin.serve(CopySnapshotter(Path(directory).absolute()), Path(socket).absolute())

@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def play(demo: Demo, stack: contextlib.ExitStack) -> None:
-    with demo.step("The constellation comes up: six services, each a process on its own socket"):
+    with demo.step("The constellation comes up: every service is a process on its own socket"):
         command = [str(BIN / "carina"), "up", "--root", str(demo.root), "--state", str(demo.state)]
         log = demo.scratch / "carina.log"
         ready = lambda: log.exists() and "carina is ready" in log.read_text()  # noqa: E731
@@ -202,6 +202,7 @@ def collected(demo: Demo, reference: str) -> None:
 
     with demo.step("The snapshotter is taken out, and the constellation goes down"):
         demo.carina("plugins", "rm", "demo")
+        demo.carina("down", "--root", str(demo.root), "--state", str(demo.state))
 
 
 def leftovers(demo: Demo) -> None:
