@@ -255,22 +255,6 @@ def open_blob(layout: Layout, digest: Digest) -> tuple[int, int]:
     return fd, os.fstat(fd).st_size
 
 
-def read_at(fd: int, offset: int, length: int, digest: Digest) -> bytes:
-    """Exactly `length` bytes, which the blob has. Raises DataLoss where the disk has fewer."""
-    pieces = []
-    try:
-        while length:
-            piece = os.pread(fd, length, offset)
-            if not piece:
-                raise DataLoss(f"content {digest}: its file ends at byte {offset}, before the blob does")
-            pieces.append(piece)
-            offset += len(piece)
-            length -= len(piece)
-    except OSError as error:
-        raise failed(error, f"reading content {digest}") from error
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 def hashed(path: str, algorithm: str) -> str:
     """Hex digest of a file's bytes."""
     with Path(path).open("rb", buffering=0) as file:

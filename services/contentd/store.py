@@ -18,6 +18,7 @@ from carina.aio.finish import finish
 from carina.aio.locks import KeyedLock
 from carina.aio.threads import in_thread
 from carina.content import Info, Status
+from carina.content.descriptors import DescriptorReader, OpenBlobs
 from carina.content.fields import fields as info_fields
 from carina.content.fields import status_fields
 from carina.digest import Digest
@@ -26,7 +27,6 @@ from contentd import files, ingests, writer
 from contentd.files import Layout
 from contentd.flush import Flush
 from contentd.ingests import Ingest, Progress
-from contentd.readers import LocalReader, OpenBlobs
 from contentd.writer import Drain, Holder, LocalWriter
 
 MAX_REF: Final = 4096
@@ -61,7 +61,7 @@ class LocalContentStore:
         self._expire = expire
         self._digests = KeyedLock("content")
         self._flush = Flush()
-        self._open = OpenBlobs(self._layout, self._digests)
+        self._open = OpenBlobs(self._load)
         self._holders: dict[str, Holder] = {}
         self._progress: OrderedDict[str, Progress] = OrderedDict()
         self._failures: OrderedDict[str, CarinaError] = OrderedDict()
@@ -128,8 +128,12 @@ class LocalContentStore:
             await in_thread(files.delete, self._layout, digest)
         await self._flush.directory(self._layout.blobs(digest.algorithm))
 
-    async def reader(self, digest: Digest) -> LocalReader:
+    async def reader(self, digest: Digest) -> DescriptorReader:
         return await self._open.open(digest)
+
+    async def _load(self, digest: Digest) -> tuple[int, int]:
+        async with self._digests.hold(digest):
+            return await self.open_blob(digest)
 
     async def open_blob(self, digest: Digest) -> tuple[int, int]:
         opened: list[int] = []

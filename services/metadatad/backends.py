@@ -177,6 +177,7 @@ class Registry:
             self._tasks = None
 
     def close(self) -> None:
+        self.content.close()
         for entry in list(self._entries.values()):
             self._close(entry)
 

@@ -11,7 +11,8 @@ from typing import Final, Self
 
 from carina import context
 from carina.aio.finish import finish
-from carina.content import ContentStore, Info, Reader, Status
+from carina.content import ContentStore, DescriptorLane, Info, Reader, Status
+from carina.content.descriptors import OpenBlobs
 from carina.content.fields import fields as info_fields
 from carina.content.fields import status_fields
 from carina.digest import Digest
@@ -61,11 +62,18 @@ class NamespacedContentStore:
         self._settled = False
         self._infos: Bounded[tuple[str, Digest], Info] = Bounded(16_384)
         self._bytes: Bounded[Digest, bytes] = Bounded(16 * 1024 * 1024, weigh=len)
+        self._readers = OpenBlobs(self._load)
+        self._descriptors = True
         self._store = Store(records=records, backend=backend, peer=peer, claims=claims, changed=self.changed)
 
     def changed(self, namespace: str, digest: Digest) -> None:
         """The record of a blob has changed or gone: forget what was kept of it."""
         self._infos.forget((namespace, digest))
+        self._readers.drop(digest)
+
+    def close(self) -> None:
+        """Let go of the descriptors that are kept open."""
+        self._readers.close()
 
     async def info(self, digest: Digest) -> Info:
         namespace = context.namespace()
@@ -132,12 +140,27 @@ class NamespacedContentStore:
     async def reader(self, digest: Digest) -> Reader:
         info = await self.info(digest)
         if info.size > SMALL:
-            async with self._peer.answering():
-                return _Reader(await self._backend.reader(digest), self._peer)
+            return await self._large(digest)
         kept = self._bytes.get(digest)
         if kept is None:
             kept = await self._read_small(info)
         return _MemoryReader(kept)
+
+    async def _large(self, digest: Digest) -> Reader:
+        """By descriptor where the back end has a lane: Go clients read a blob with one call per 32 KiB."""
+        if self._descriptors:
+            try:
+                return await self._readers.open(digest)
+            except Unimplemented:
+                self._descriptors = False
+        async with self._peer.answering():
+            return _Reader(await self._backend.reader(digest), self._peer)
+
+    async def _load(self, digest: Digest) -> tuple[int, int]:
+        if not isinstance(self._backend, DescriptorLane):
+            raise Unimplemented(f"{self._peer.name} has no descriptor lane")
+        async with self._peer.answering():
+            return await self._backend.open_blob(digest)
 
     async def _read_small(self, info: Info) -> bytes:
         generation = self._bytes.generation

@@ -1,4 +1,4 @@
-"""Open blobs: a client that reads one in small pieces, as Go's does, does not pay for opening it each time.
+"""Readers of blobs by descriptor: a client that reads in small pieces, as Go's does, pays for opening only once.
 
 A blob's descriptor is kept for some seconds after its last reader was closed, except after its deletion.
 """
@@ -7,16 +7,15 @@ import asyncio
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Self
 
 from carina.aio.finish import finish
-from carina.aio.locks import KeyedLock
 from carina.aio.threads import in_thread
 from carina.digest import Digest
-from carina.errors import InvalidArgument
-from contentd import files
-from contentd.files import Layout
+from carina.errors import DataLoss, InvalidArgument
+from carina.linux.errnos import translated
 
 IDLE_SECONDS: Final = 10.0
 MAX_IDLE: Final = 64
@@ -33,8 +32,8 @@ class _Blob:
     idle_since: float = 0.0
 
 
-class LocalReader:
-    """The `Reader` of a blob on this disk."""
+class DescriptorReader:
+    """The `Reader` of a blob whose file is on this machine."""
 
     def __init__(self, blob: _Blob, cache: "OpenBlobs") -> None:
         self._blob: _Blob | None = blob
@@ -60,7 +59,7 @@ class LocalReader:
                 return data
         blob.users += 1
         try:
-            return await in_thread(files.read_at, blob.fd, offset, length, blob.digest)
+            return await in_thread(_read_at, blob.fd, offset, length, blob.digest)
         finally:
             self._cache.let_go(blob)
 
@@ -86,37 +85,58 @@ def _cached(fd: int, offset: int, length: int) -> bytes:
     return bytes(buffer[:count] if count < length else buffer)
 
 
-class OpenBlobs:
-    """Descriptors of blobs in use or just used, by digest."""
+def _read_at(fd: int, offset: int, length: int, digest: Digest) -> bytes:
+    """Exactly `length` bytes, which the blob has. Raises DataLoss where the disk has fewer."""
+    pieces = []
+    try:
+        while length:
+            piece = os.pread(fd, length, offset)
+            if not piece:
+                raise DataLoss(f"content {digest}: its file ends at byte {offset}, before the blob does")
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+    except OSError as error:
+        raise translated(error, f"reading content {digest}") from error
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def __init__(self, layout: Layout, digests: KeyedLock) -> None:
-        self._layout = layout
-        self._digests = digests
+
+class OpenBlobs:
+    """Descriptors of blobs in use or just used, by digest.
+
+    Args:
+        load: opens a blob: its descriptor, then ours, and its size in bytes; raises NotFound.
+    """
+
+    def __init__(self, load: Callable[[Digest], Awaitable[tuple[int, int]]]) -> None:
+        self._load = load
         self._blobs: dict[Digest, _Blob] = {}
         self._idle: OrderedDict[Digest, _Blob] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+        self._drops = 0
 
-    async def open(self, digest: Digest) -> LocalReader:
+    async def open(self, digest: Digest) -> DescriptorReader:
         """Raises NotFound."""
         blob = self._blobs.get(digest)
         if blob is None:
-            await finish(self._load(digest))
-            blob = self._blobs.get(digest)
-            if blob is None:
-                raise files.not_found(digest)
-        blob.users += 1
-        self._idle.pop(digest, None)
-        return LocalReader(blob, self)
+            blob = await finish(self._keep(digest))
+        else:
+            blob.users += 1
+            self._idle.pop(digest, None)
+        return DescriptorReader(blob, self)
 
-    async def _load(self, digest: Digest) -> None:
-        async with self._digests.hold(digest):
-            if digest not in self._blobs:
-                fd, size = await in_thread(files.open_blob, self._layout, digest)
-                blob = self._blobs[digest] = _Blob(digest, fd, size, users=1)
-                self.let_go(blob)
+    async def _keep(self, digest: Digest) -> _Blob:
+        """Open a blob for one user, and keep it unless a deletion came in between."""
+        drops = self._drops
+        fd, size = await self._load(digest)
+        blob = _Blob(digest, fd, size, users=1)
+        if drops == self._drops:
+            self._blobs.setdefault(digest, blob)
+        return blob
 
     def drop(self, digest: Digest) -> None:
         """Forget a blob that is deleted; whoever has it open keeps it."""
+        self._drops += 1
         blob = self._blobs.pop(digest, None)
         self._idle.pop(digest, None)
         if blob is not None and blob.users == 0:
