@@ -50,7 +50,8 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         collector = Collector(records, registry, schedule=config.gc, changed=registry.content.changed)
         records.attach(collector)
         handlers = record_handlers(records, exchange) + backend_handlers(registry, collector)
-        handlers.append(IntrospectionService(Plugins(database=config.database, registry=registry)))
+        plugins = Plugins(database=config.database, registry=registry, shared=config.backends.shared)
+        handlers.append(IntrospectionService(plugins))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         working = [
             tasks.create_task(collector.serve(), name="collector"),

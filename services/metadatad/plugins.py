@@ -38,9 +38,10 @@ _BACKEND_TYPES: Final[Mapping[str, str]] = MappingProxyType(
 class Plugins:
     """`carina.introspection.Introspection` of this service."""
 
-    def __init__(self, *, database: Path, registry: BackendRegistry | None = None) -> None:
+    def __init__(self, *, database: Path, registry: BackendRegistry | None = None, shared: bool = True) -> None:
         self._database = database
         self._registry = registry
+        self._policy = "shared" if shared else "isolated"
 
     async def plugins(self, filters: Sequence[str] = ()) -> list[Plugin]:
         matches = matcher(filters, fields)
@@ -49,7 +50,7 @@ class Plugins:
             type="io.containerd.metadata.v1",
             id="bolt",  # clients look it up by the id that containerd's has
             requires=("io.containerd.content.v1", "io.containerd.snapshotter.v1", "io.containerd.event.v1"),
-            exports={"path": str(self._database), "policy": "shared"},
+            exports={"path": str(self._database), "policy": self._policy},
         )
         own = [Plugin(type=type, id=id) for type, ids in _OWN for id in ids]
         found = [metadata, *own, *map(_of_backend, backends)]

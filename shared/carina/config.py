@@ -34,7 +34,7 @@ DAEMONS: Final = MappingProxyType(
 )
 """Service in the configuration -> daemon. Snapshotters are `snapshots.NAME` -> `snapshotd-NAME`."""
 DEFAULT_SNAPSHOTTERS: Final = ("overlayfs", "native")
-SECTIONS: Final = ("content", "snapshots", "metadata", "images", "tasks", "gateway", "log", "access")
+SECTIONS: Final = ("content", "snapshots", "metadata", "images", "tasks", "gateway")
 PLUGIN_TYPES: Final = ("snapshot", "content", "diff", "sandbox")
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path (unix(7): sun_path holds 108 with the terminating zero)."""
@@ -174,7 +174,9 @@ def _services(table: Mapping[str, Any], state: Path, where: str) -> tuple[dict[s
         socket = "carina" if name == "gateway" else daemon(name)
         addresses[name] = _text(entry, "address", f"{where}: services.{name}", f"unix://{state / socket}.sock")
         socket_path(addresses[name])
-        if entry.get("external") is True:
+        if not isinstance(entry.get("external", False), bool):
+            raise InvalidArgument(f"{where}: services.{name}: external must be true or false")
+        if entry.get("external"):
             external.add(name)
     return addresses, frozenset(external)
 
