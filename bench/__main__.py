@@ -117,7 +117,8 @@ def running(report: Report, carina: Carina, containerd: Containerd, registry: Re
 def pulling(report: Report, carina: Carina, containerd: Containerd, registry: Registry) -> None:
     # Half of it compresses well and half not at all, like a layer of programs and of archives.
     halves = {"noise": os.urandom(LAYER // 2), "text": (b"the quick brown fox " * 4096)[: 1 << 16] * (LAYER // 2 >> 16)}
-    reference = registry.push("bench/large", "1", image.build(layers=[image.layer(image.tar(halves))]))
+    layer = image.layer(image.tar(halves))
+    reference = registry.push("bench/large", "1", image.build(layers=[layer]))
 
     def pull(peer: Peer) -> None:
         command(peer, "images", "pull", "--plain-http", reference)
@@ -140,6 +141,13 @@ def pulling(report: Report, carina: Carina, containerd: Containerd, registry: Re
             figures.setdefault(name, []).append(timed(work))
             figures.setdefault(f"{name} cpu", []).append(peers.processor_seconds(peer.pids()) - before)
             remove(peer)
+    command(carina, "images", "pull", "--plain-http", reference)
+    command(containerd, "images", "pull", "--plain-http", reference)
+    digest = layer.blob.digest
+    ours, theirs = alternating(
+        lambda: command(carina, "content", "get", digest), lambda: command(containerd, "content", "get", digest), 3
+    )
+    report.add("ctr content get, 50 MB", "ms", ours, theirs)
     median = {name: statistics.median(values) * 1000 for name, values in figures.items()}
     report.add("ctr images pull, one 100 MB layer", "ms", median["ctr"], median["theirs"])
     report.add("carina pull, one 100 MB layer", "ms", median["own"], median["theirs"])
