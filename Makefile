@@ -6,6 +6,10 @@ PYTHON ?= $(shell command -v /usr/bin/python3 || command -v python3)
 # Twice quiet: errors only, no warnings of pip's about itself.
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-warn-script-location
 PACKAGES := python3 python3-venv containerd runc docker-registry skopeo umoci busybox-static iproute2
+# A cache for each user: one that `sudo make check` wrote would fail everybody else's tools.
+CACHE := .cache-$(shell id -u)
+export RUFF_CACHE_DIR := $(CACHE)/ruff
+export MYPY_CACHE_DIR := $(CACHE)/mypy
 
 .PHONY: help setup packages fmt lint types imports test check demo bench protos check-protos up down clean
 
@@ -34,7 +38,7 @@ types: setup ## static types, strict
 	$(BIN)/mypy
 
 imports: setup ## who may import whom
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo --cache-dir $(CACHE)/imports
 
 test: setup ## the whole test suite (as root)
 	$(BIN)/python -m pytest --numprocesses 2 --quiet $(TESTS)
@@ -60,5 +64,5 @@ up: setup ## bring the constellation up, in the foreground (as root)
 down: ## stop it (as root)
 	$(BIN)/carina down
 
-clean: ## remove what setup made
-	rm -rf $(VENV)
+clean: ## remove what setup and the checks made
+	rm -rf $(VENV) .cache-*
