@@ -180,6 +180,14 @@ def expect(connection: sqlite3.Connection, namespace: str, ref: str, digest: Dig
     connection.execute("UPDATE ingests SET expected = ? WHERE namespace = ? AND ref = ?", (digest, namespace, ref))
 
 
+def must_be_shared(connection: sqlite3.Connection, namespace: str, ref: str, digest: Digest) -> None:
+    """Raises NotFound where neither the ingest nor a record keeps the blob: the back end may have deleted it."""
+    ingest = find_ingest(connection, namespace, ref)
+    kept = ingest is not None and ingest.shared and ingest.expected == digest
+    if not kept and find(connection, namespace, digest) is None:
+        raise NotFound(f"ingest {ref!r} of content {digest} was aborted meanwhile")
+
+
 def close_ingest(connection: sqlite3.Connection, namespace: str, ref: str) -> None:
     """Remove the row of an ingest that the back end no longer has, and take it from every lease."""
     connection.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ?", (namespace, ref))

@@ -113,7 +113,7 @@ class NamespacedWriter:
             raise FailedPrecondition(f"ingest {self._ingest.ref!r} is {self._size} bytes long, not {size}")
         if expected is not None and expected != digest:
             raise FailedPrecondition(f"ingest {self._ingest.ref!r} is {digest}, not {expected}")
-        await finish(self._record(digest, self._size, labels))
+        await finish(self._record(digest, self._size, labels, shared=True))
         return digest
 
     async def _commit_written(self, writer: Writer, *, size: int, expected: Digest | None, labels: Labels) -> Digest:
@@ -136,11 +136,13 @@ class NamespacedWriter:
         await self._record(digest, offset, labels)
         return digest
 
-    async def _record(self, digest: Digest, size: int, labels: Labels) -> None:
+    async def _record(self, digest: Digest, size: int, labels: Labels, *, shared: bool = False) -> None:
         namespace, lease = self._namespace, self._call.lease
 
         def become(transaction: Transaction) -> bool:
             connection = transaction.connection
+            if shared:
+                blobs.must_be_shared(connection, namespace, self._ingest.ref, digest)
             blobs.close_ingest(connection, namespace, self._ingest.ref)
             leases.hold(connection, namespace, lease, Resource(type="content", id=digest))
             return blobs.record(transaction, namespace, digest, size=size, labels=labels)

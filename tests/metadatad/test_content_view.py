@@ -282,3 +282,21 @@ async def test_records_are_answered_without_the_back_end() -> None:
                 assert await get(store, DIGEST) == DATA
                 await store.delete(DIGEST)
             assert await records.read(lambda c: c.execute("SELECT key FROM tombstones").fetchall()) == [(DIGEST,)]
+
+
+async def test_aborted_ingest_of_a_shared_blob_can_not_be_committed(service: View) -> None:
+    """Nothing keeps the blob once the ingest is aborted: a record would name bytes that are gone."""
+    with context.within(namespace="one"):
+        await put(service.content, DATA)
+    with context.within(namespace="two"):
+        writer = await service.content.writer("take", expected=DIGEST)
+        await service.content.abort("take")
+    with context.within(namespace="one"):
+        await service.content.delete(DIGEST)
+        await service.collector.run(sync=True)
+    assert await service.stored() == set()
+    with context.within(namespace="two"):
+        with pytest.raises(NotFound):
+            await writer.commit(expected=DIGEST)
+        with pytest.raises(NotFound):
+            await service.content.info(DIGEST)
