@@ -246,6 +246,14 @@ class NamespacedSnapshotter:
         raise NotFound(f"snapshotter {self.name} says that it has the target {target!r}, and does not list it")
 
     async def _commit(self, intent: Intent) -> None:
+        """The back end's answer and the record belong together: whoever gives up waiting gets both or neither.
+
+        Cut off, the back end might finish all the same, after we had asked whether it did.
+        """
+        with context.no_deadline():
+            await finish(self._commit_and_record(intent))
+
+    async def _commit_and_record(self, intent: Intent) -> None:
         parent = intent.backend_parent if intent.rebase else ""
         told = snaprows.inherited(intent.labels)
         try:
@@ -253,7 +261,7 @@ class NamespacedSnapshotter:
                 await self.backend.commit(intent.backend_key, intent.backend_source, told, parent)
         except NotFound as error:
             raise NotFound(f"snapshot {intent.source!r} is recorded, but snapshotter {self.name} lost it") from error
-        await finish(self._records.write(lambda transaction: snaprows.finish_commit(transaction, intent)))
+        await self._records.write(lambda transaction: snaprows.finish_commit(transaction, intent))
 
     @contextlib.asynccontextmanager
     async def _intended(self, intent: Intent, begin: Begin) -> AsyncIterator[Intent]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from carina import context
+from carina.aio.finish import finish
 from carina.backends import Backend
 from carina.config import ProxyPlugin
 from carina.errors import AlreadyExists, CarinaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -261,6 +262,30 @@ async def test_commit_that_did_not_happen_can_be_repeated() -> None:
             behind.before.clear()
             await snapshotter.commit("name", "key")
             assert (await snapshotter.stat("name")).kind is Kind.COMMITTED
+
+
+async def test_cancelled_commit_loses_no_tree() -> None:
+    """A back end that finishes what its caller gave up still leaves a snapshot that can be used."""
+    with directory() as path:
+        async with faulty(path) as (behind, snapshotter, _, records):
+            await snapshotter.prepare("key")
+            begun, going = asyncio.Event(), asyncio.Event()
+
+            async def commit(*args: object) -> None:
+                begun.set()
+                await finish(going.wait())
+                await finish(behind.inner.commit(*args))  # type: ignore[arg-type]
+
+            behind.commit = commit  # type: ignore[attr-defined]
+            task = asyncio.create_task(snapshotter.commit("name", "key"))
+            await begun.wait()
+            task.cancel()
+            await asyncio.sleep(0.1)
+            going.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await snapshotter.stat("name")).kind is Kind.COMMITTED
+            assert await counts(records) == (1, 0, 0)
 
 
 async def test_cancelled_prepare_is_undone() -> None:
