@@ -1,8 +1,11 @@
 """Cancellation that waits: a critical pair of steps is completed first."""
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from carina.errors import CarinaError
 
 T = TypeVar("T")
 
@@ -27,3 +30,18 @@ async def settle(future: "asyncio.Future[T]") -> T:
     if cancelled is None:
         return future.result()
     raise cancelled from (None if future.cancelled() else future.exception())
+
+
+async def or_undo(work: Coroutine[Any, Any, T], undo: Callable[[T], Coroutine[Any, Any, object]]) -> T:
+    """Run `work` to its end; if the caller was cancelled meanwhile, undo what it made, then deliver the cancellation.
+
+    A call that is cut off may have happened or not: this is how to know.
+    """
+    task = asyncio.get_running_loop().create_task(work, name="work")
+    try:
+        return await settle(task)
+    except asyncio.CancelledError:
+        if not task.cancelled() and task.exception() is None:
+            with contextlib.suppress(CarinaError):
+                await finish(undo(task.result()))
+        raise

@@ -1,14 +1,14 @@
 """tasks: the running containers of a namespace."""
 
 import json
-import signal as signals
-import sys
+import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from carina.cli import output
+from carina.cli.process import Signals, attached, executed, need_terminal, start_detached
 from carina.cli.target import Target
 from carina.tasks import Process
 
@@ -45,45 +45,41 @@ def start(target: Target, id: str, detach: bool) -> None:
     """Start a task of a container that has none."""
 
     async def work(client: "Client") -> int:
-        from carina.cli.run import attached, start_detached
-
-        container = await client.containers.get(id)
-        return await (start_detached if detach else attached)(client, container, tty=False)
+        async with Signals() as signals:
+            container = await client.containers.get(id)
+            if detach:
+                return await start_detached(client, container, signals=signals)
+            return await attached(client, container, tty=False, signals=signals)
 
     raise click.exceptions.Exit(target.run(work, deadline=None))
 
 
 @tasks.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--exec-id", required=True, help="Id of the process, new in this task.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
 @click.option("--cwd", default="", help="Working directory.")
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment variable.")
 @click.argument("id")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
-def exec_(target: Target, exec_id: str, cwd: str, env: Sequence[str], id: str, command: Sequence[str]) -> None:
+def exec_(
+    target: Target, /, exec_id: str, tty: bool, cwd: str, env: Sequence[str], id: str, command: Sequence[str]
+) -> None:
     """Run a further process in a task; its exit status is passed on."""
+    if tty:
+        need_terminal()
 
     async def work(client: "Client") -> int:
-        from carina.client.stdio import streams
         from carina.errors import FailedPrecondition
         from carina.oci import spec
-        from carina.typed import TypedValue
 
-        container = await client.containers.get(id)
-        if container.spec is None:
-            raise FailedPrecondition(f"container {id} has no specification")
-        process = spec.process(json.loads(container.spec.value), command, spec.Options(cwd=cwd, env=env))
-        value = TypedValue(spec.PROCESS_TYPE_URL, json.dumps(process).encode())
-        async with streams() as pipes:
-            await client.tasks.exec(id, exec_id, value, pipes.stdio)
-            try:
-                pipes.copy_output({"stdout": sys.stdout.buffer, "stderr": sys.stderr.buffer})
-                await client.tasks.start(id, exec_id)
-                ended = await client.tasks.wait(id, exec_id)
-                await pipes.drained()
-            finally:
-                await client.tasks.delete(id, exec_id)
-            return ended.status
+        async with Signals() as signals:
+            container = await client.containers.get(id)
+            if container.spec is None:
+                raise FailedPrecondition(f"container {id} has no specification")
+            options = spec.Options(cwd=cwd, env=env, terminal=tty)
+            process = spec.process(json.loads(container.spec.value), command, options)
+            return await executed(client, container, exec_id, process, signals=signals)
 
     raise click.exceptions.Exit(target.run(work, deadline=None))
 
@@ -106,7 +102,7 @@ def kill(target: Target, name: str, all_: bool, exec_id: str, id: str) -> None:
 
 def _signal(name: str) -> int:
     try:
-        return int(name) if name.isdecimal() else signals.Signals["SIG" + name.upper().removeprefix("SIG")].value
+        return int(name) if name.isdecimal() else signal.Signals["SIG" + name.upper().removeprefix("SIG")].value
     except KeyError as error:
         raise click.UsageError(f"{name!r} is not a signal") from error
 
@@ -124,7 +120,7 @@ def remove(target: Target, ids: Sequence[str], force: bool) -> None:
         for id in ids:
             if force:
                 try:
-                    await client.tasks.kill(id, signals.SIGKILL, all=True)
+                    await client.tasks.kill(id, signal.SIGKILL, all=True)
                     await client.tasks.wait(id)
                 except NotFound:
                     pass

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from carina import context, labels
+from carina.aio.finish import or_undo
 from carina.aio.threads import in_thread
 from carina.client.client import Client
 from carina.client.image import config_of, unpack
@@ -73,28 +74,40 @@ async def create(client: Client, image: Image, wish: Wish) -> Container:
     defaults = await _namespace_labels(client)
     name = wish.snapshotter or defaults.get(labels.DEFAULT_SNAPSHOTTER) or DEFAULT_SNAPSHOTTER
     runtime = wish.runtime or defaults.get(labels.DEFAULT_RUNTIME) or DEFAULT_RUNTIME
-    snapshotter = client.snapshotter(name)
-    async with leased(client):
-        config = await config_of(client.content, image)
-        top = await unpack(client.content, snapshotter, RemoteDiffer(client.channel), name, image)
-        mounts = await snapshotter.prepare(wish.id, top, {labels.GC_ROOT: _now()})
-        try:
-            spec = await _spec(config, wish, mounts)
-            return await client.containers.create(
-                Container(
-                    id=wish.id,
-                    image=image.name,
-                    labels={**_image_labels(config, image.name), **wish.labels},
-                    runtime=Runtime(name=runtime),
-                    spec=TypedValue(oci.TYPE_URL, json.dumps(spec).encode()),
-                    snapshotter=name,
-                    snapshot_key=wish.id,
-                )
-            )
-        except BaseException:
+    made: Container | None = None
+    try:
+        async with leased(client):
+            made = await _create(client, image, wish, name, runtime)
+    except BaseException:
+        if made is not None:
             with contextlib.suppress(CarinaError):
-                await snapshotter.remove(wish.id)
-            raise
+                await remove(client, made)
+        raise
+    return made
+
+
+async def _create(client: Client, image: Image, wish: Wish, name: str, runtime: str) -> Container:
+    snapshotter = client.snapshotter(name)
+    config = await config_of(client.content, image)
+    top = await unpack(client.content, snapshotter, RemoteDiffer(client.channel), name, image)
+    preparing = snapshotter.prepare(wish.id, top, {labels.GC_ROOT: _now()})
+    mounts = await or_undo(preparing, lambda _: snapshotter.remove(wish.id))
+    try:
+        spec = await _spec(config, wish, mounts)
+        container = Container(
+            id=wish.id,
+            image=image.name,
+            labels={**_image_labels(config, image.name), **wish.labels},
+            runtime=Runtime(name=runtime),
+            spec=TypedValue(oci.TYPE_URL, json.dumps(spec).encode()),
+            snapshotter=name,
+            snapshot_key=wish.id,
+        )
+        return await or_undo(client.containers.create(container), lambda _: client.containers.delete(wish.id))
+    except BaseException:
+        with contextlib.suppress(CarinaError):
+            await snapshotter.remove(wish.id)
+        raise
 
 
 async def remove(client: Client, container: Container) -> None:
