@@ -1,6 +1,7 @@
 """The entry point. A sub-command's module is imported only when it is called, so that starting stays quick."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any, Final
 import click
 
 from carina import __version__
+from carina.cli.output import plain
 from carina.cli.target import Target
 from carina.errors import CarinaError
 
@@ -30,6 +32,7 @@ COMMANDS: Final = {
     "plugins": "carina.cli.plugins:plugins",
     "plugin": "carina.cli.plugins:plugins",
     "gc": "carina.cli.gc:gc",
+    "usage": "carina.cli.usage:usage",
 }
 ALIASES: Final = {"i": "images", "image": "images", "c": "containers", "container": "containers"} | {
     "t": "tasks",
@@ -67,6 +70,21 @@ def carina(ctx: click.Context, address: str | None, namespace: str) -> None:
     ctx.obj = Target(address=address, namespace=namespace)
 
 
+def _open_standard_streams() -> None:
+    """Where our parent closed one, the next descriptor that we open would be taken for it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every failure is one sentence on standard error and an exit status.
 
@@ -74,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     `run` and `tasks exec` pass on the process's own.
     """
     status: Any
+    _open_standard_streams()
     try:
         status = carina.main(args=arguments, prog_name="carina", standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -82,18 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         status = error.exit_code
     except CarinaError as error:
-        click.echo(f"carina: {error}", err=True)
+        click.echo(f"carina: {plain(str(error))}", err=True)
         status = 1
     except (KeyboardInterrupt, click.Abort):
         status = 130
-    except BrokenPipeError:
-        # Whoever read our output has gone; nothing is left to be said to anybody.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
     except Exception as error:
         if os.environ.get("CARINA_DEBUG"):
             raise
-        click.echo(f"carina: a bug: {type(error).__name__}: {error} (CARINA_DEBUG=1 shows where)", err=True)
+        click.echo(f"carina: a bug: {type(error).__name__}: {plain(str(error))} (CARINA_DEBUG=1 shows where)", err=True)
         status = 70
     sys.exit(status if isinstance(status, int) else 0)
 

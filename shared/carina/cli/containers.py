@@ -81,7 +81,7 @@ def info(target: Target, id: str) -> None:
 
 @containers.command("label")
 @click.argument("id")
-@click.argument("labels", nargs=-1)
+@click.argument("labels", nargs=-1, required=True)
 @click.pass_obj
 def label(target: Target, id: str, labels: Sequence[str]) -> None:
     """Set labels, KEY=VALUE; an empty value removes one."""

@@ -92,7 +92,7 @@ def active(target: Target, filters: Sequence[str]) -> None:
 
 @content.command("label")
 @click.argument("digest")
-@click.argument("labels", nargs=-1)
+@click.argument("labels", nargs=-1, required=True)
 @click.pass_obj
 def label(target: Target, digest: str, labels: Sequence[str]) -> None:
     """Set labels, KEY=VALUE; an empty value removes one."""

@@ -142,6 +142,8 @@ def tag(target: Target, source: str, names: Sequence[str], force: bool) -> None:
 def label(target: Target, name: str, labels: Sequence[str], replace_all: bool) -> None:
     """Set labels, KEY=VALUE; an empty value removes one."""
     values = output.parse_labels(labels)
+    if not values and not replace_all:
+        raise click.UsageError("no label given (--replace-all without any removes all)")
 
     async def work(client: "Client") -> Image:
         image = await client.images.get(str(normalize(name)))

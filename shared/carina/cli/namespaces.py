@@ -51,7 +51,7 @@ def create(target: Target, name: str, labels: Sequence[str]) -> None:
 
 @namespaces.command("label")
 @click.argument("name")
-@click.argument("labels", nargs=-1)
+@click.argument("labels", nargs=-1, required=True)
 @click.pass_obj
 def label(target: Target, name: str, labels: Sequence[str]) -> None:
     """Set labels, KEY=VALUE; an empty value removes one."""

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ import click
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Columns as wide as their longest cell, as `ctr` prints them: no frame, nothing cut, easy to parse."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[plain(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(headers), *cells]) for column in range(len(headers))]
     for line in [list(headers), *cells]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -20,7 +20,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 def names(values: Iterable[str]) -> None:
     for value in values:
-        click.echo(value)
+        click.echo(plain(value))
+
+
+def plain(text: str) -> str:
+    """Text that may be a stranger's, with what would steer a terminal or break a line shown as escapes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def as_json(value: object) -> None:
@@ -28,7 +33,7 @@ def as_json(value: object) -> None:
 
 
 def labels(values: Mapping[str, str]) -> str:
-    return ",".join(f"{key}={value}" for key, value in sorted(values.items())) or "-"
+    return plain(",".join(f"{key}={value}" for key, value in sorted(values.items()))) or "-"
 
 
 def size(count: float) -> str:
@@ -76,3 +81,11 @@ def parse_labels(words: Sequence[str]) -> dict[str, str]:
 def is_terminal(stream: Any = None) -> bool:
     stream = stream or sys.stdout
     return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
+
+
+def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--format table|json`, given to the command as `form`."""
+    option = click.option(
+        "--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True, help="For whom."
+    )
+    return option(command)

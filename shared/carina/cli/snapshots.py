@@ -186,7 +186,7 @@ def commit(target: Target, key: str, active: str) -> None:
 
 @snapshots.command("label")
 @click.argument("key")
-@click.argument("labels", nargs=-1)
+@click.argument("labels", nargs=-1, required=True)
 @click.pass_obj
 def label(target: Target, key: str, labels: Sequence[str]) -> None:
     """Set labels, KEY=VALUE; an empty value removes one."""
