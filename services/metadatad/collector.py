@@ -80,6 +80,8 @@ class Collector:
         self._due = time.monotonic() + self._schedule.startup_delay
         self._earliest = 0.0
         self._passes: dict[Backend, _Passes] = {}
+        self.surveyed: int | None = None
+        """When the records were looked at for the last collection that removed all it found."""
 
     def mutated(self, *, deletion: bool) -> None:
         """See `metadatad.records.Collector`."""
@@ -170,7 +172,7 @@ class Collector:
             self._make_due(max(self._earliest, time.monotonic() + (expiry - now()) / 1e6 + 0.001))
 
     async def _mark_and_sweep(self) -> Collection:
-        begun = time.monotonic()
+        begun, surveyed = time.monotonic(), now()
         swept, locked = Swept(), 0.0
         for garbage in await self._records.read(sweep.survey):
             candidates = garbage.candidates
@@ -178,6 +180,7 @@ class Collector:
                 one, seconds = await self._sweep(garbage, candidates[start : start + CHUNK])
                 swept.add(one)
                 locked += seconds
+        self.surveyed = surveyed
         removed = tuple(
             Removed(type=type, objects=count, bytes=swept.bytes if type == "content" else 0)
             for type, count in sorted(swept.objects.items())

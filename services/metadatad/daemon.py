@@ -31,6 +31,7 @@ from metadatad.collector import Collector
 from metadatad.config import Config
 from metadatad.containers import Containers
 from metadatad.events import Events, Exchange
+from metadatad.explainer import Explainer
 from metadatad.images import Images
 from metadatad.leases import Leases
 from metadatad.namespaces import Namespaces
@@ -49,7 +50,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         registry = await stack.enter_async_context(open_registry(records, config.constellation, config.backends))
         collector = Collector(records, registry, schedule=config.gc, changed=registry.content.changed)
         records.attach(collector)
-        handlers = record_handlers(records, exchange) + backend_handlers(registry, collector)
+        handlers = record_handlers(records, exchange) + backend_handlers(records, registry, collector)
         plugins = Plugins(database=config.database, registry=registry, shared=config.backends.shared)
         handlers.append(IntrospectionService(plugins))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -80,14 +81,14 @@ def record_handlers(records: Records, exchange: Exchange) -> list[Any]:
     ]
 
 
-def backend_handlers(registry: Registry, collector: Collector) -> list[Any]:
+def backend_handlers(records: Records, registry: Registry, collector: Collector) -> list[Any]:
     """The services that work on back ends."""
     return [
         ContentService(registry.content),
         TokenLaneService(registry.content),
         SnapshotsService(registry.snapshotter),
         PluginsService(registry),
-        GCService(collector),
+        GCService(collector, Explainer(records, registry.snapshotter, surveyed=lambda: collector.surveyed)),
     ]
 
 

@@ -23,7 +23,7 @@ from metadatad.records import Transaction
 CHUNK: Final = 2_000
 """Objects removed in one transaction at the most."""
 
-_OBJECTS: Final = (
+OBJECTS: Final = (
     "SELECT 'content/' || digest FROM blobs WHERE namespace = ?1 UNION ALL "
     "SELECT 'snapshots/' || snapshotter || '/' || key FROM snapshots WHERE namespace = ?1 UNION ALL "
     "SELECT 'ingests/' || ref FROM ingests WHERE namespace = ?1 UNION ALL "
@@ -84,9 +84,9 @@ def survey_namespace(connection: sqlite3.Connection, namespace: str, moment: int
     rows = connection.execute(
         "SELECT source, destination, kind, condition FROM edges WHERE namespace = ?", (namespace,)
     )
-    references = _references(connection, namespace, rows, moment)
+    references = references_of(connection, namespace, rows, moment)
     live = gc.mark(roots(connection, namespace, moment), references)
-    objects = (node for (node,) in connection.execute(_OBJECTS, (namespace,)))
+    objects = (node for (node,) in connection.execute(OBJECTS, (namespace,)))
     dead = [node for node in objects if node not in live]
     return Garbage(namespace=namespace, live=live, candidates=gc.children_first(dead, references))
 
@@ -137,7 +137,7 @@ def prove(connection: sqlite3.Connection, garbage: Garbage, candidates: Iterable
             elif source not in seen:
                 seen.add(source)
                 todo.append(source)
-    references = _references(connection, garbage.namespace, rows, moment)
+    references = references_of(connection, garbage.namespace, rows, moment)
     near = seen | {row[0] for row in rows}
     kept = gc.mark(alive & near, references, flat_roots=garbage.live.flatly & seen)
     return {node for node in candidates if node not in kept}
@@ -154,7 +154,7 @@ def next_expiry(connection: sqlite3.Connection) -> int | None:
     return moment
 
 
-def _references(
+def references_of(
     connection: sqlite3.Connection,
     namespace: str,
     rows: Iterable[tuple[Node, Node, str, str]],

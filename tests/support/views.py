@@ -11,7 +11,7 @@ from carina.config import Config, ProxyPlugin
 from carina.content.client import RemoteContentStore
 from carina.content.server import ContentService, LaneService
 from carina.digest import Digest
-from carina.gc.client import RemoteCollector
+from carina.gc.client import RemoteCollector, RemoteExplainer
 from carina.images.client import RemoteImageStore
 from carina.leases.client import RemoteLeaseManager
 from carina.namespaces.client import RemoteNamespaceStore
@@ -48,6 +48,7 @@ class View:
     leases: RemoteLeaseManager
     namespaces: RemoteNamespaceStore
     collector: RemoteCollector
+    explainer: RemoteExplainer
     backends: RemoteBackendRegistry
     registry: Registry
     records: Records
@@ -113,7 +114,7 @@ async def metadata(
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(collector.serve()), tasks.create_task(registry.serve())]
             try:
-                handlers = record_handlers(records, exchange) + backend_handlers(registry, collector)
+                handlers = record_handlers(records, exchange) + backend_handlers(records, registry, collector)
                 async with serve(f"unix://{path}/m.sock", handlers, name="metadatad", grace=1.0):
                     yield f"unix://{path}/m.sock", registry, records, collector
             finally:
@@ -141,6 +142,7 @@ async def view(path: Path, *, shared: bool = True, schedule: Schedule = ON_DEMAN
             leases=RemoteLeaseManager(channel),
             namespaces=RemoteNamespaceStore(channel),
             collector=RemoteCollector(channel),
+            explainer=RemoteExplainer(channel),
             backends=RemoteBackendRegistry(channel),
             registry=registry,
             records=records,

@@ -1,14 +1,18 @@
-"""Garbage collection on demand, and what a run removed."""
+"""Garbage collection on demand, what a run removed, and why it removes what it does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import datetime
+from typing import Final, Protocol
+
+CHAINS: Final = 20
+"""Chains in an explanation, unless the caller wants another number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
     type: str
-    """`content`, `ingest`, `lease` or `snapshot/NAME`."""
+    """`content`, `ingest`, `image`, `lease` or `snapshot/NAME`."""
     objects: int
     bytes: int = 0
     """Of content; 0 for the other types."""
@@ -27,3 +31,116 @@ class Collection:
 class Collector(Protocol):
     async def run(self, *, sync: bool = False) -> Collection:
         """Mark and remove now; with `sync`, return when the disk is clean rather than when the records are gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doomed:
+    """An object that a collection would remove."""
+
+    namespace: str
+    type: str
+    """As in `Removed`."""
+    id: str
+    """Digest, ref, name or key."""
+    bytes: int = 0
+    """Of content that comes back on the disk: 0 where another namespace keeps the blob, and for the other types."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """What would go if the record of one image, and nothing else, were removed."""
+
+    image: str
+    bytes: int
+    """Of content that comes back on the disk."""
+    content: int
+    """Number of blobs whose record goes."""
+    snapshots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """An object that is kept for its own sake."""
+
+    kind: str
+    """`image`, `container`, `sandbox`, `lease`, `ingest`: the record itself. `label`: its label `by`.
+    `call`: a call to the snapshotter that is under way needs it."""
+    type: str
+    id: str
+    by: str = ""
+    until: datetime | None = None
+    """When it stops to be a root, if it does so by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """One reference, from the object before it in the chain."""
+
+    type: str
+    id: str
+    by: str
+    """The label that makes the reference; or, of a record, `target`, `snapshot`, `expected`, `parent`, `resource`,
+    `resource (flat)`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    root: Root
+    hops: Sequence[Hop] = ()
+    """None where the object itself is the root; the last one leads to the object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why an object is kept, or that it is not."""
+
+    chains: Sequence[Chain] = ()
+    """The shortest chain from each root that keeps the object, the shortest first. None: nothing keeps it."""
+    more: int = 0
+    """How many more roots keep it than there are chains here."""
+    since: datetime | None = None
+    """Where nothing keeps it: the latest moment at which something may have kept it, by what is known
+    (the last collection, its last change, the expiry of what kept it). It is collectable since then or later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageUsage:
+    """What one image takes."""
+
+    image: str
+    content: int
+    """Bytes of content that it keeps."""
+    unique: int
+    """Of them, those that no other image of the namespace keeps."""
+    shared: int
+    snapshots: int = 0
+    """Number of snapshots that it keeps."""
+    snapshot_bytes: int = 0
+    """What the snapshotters have recorded of their size."""
+    unmeasured: int = 0
+    """Number of snapshots whose size no snapshotter told."""
+
+
+class Explainer(Protocol):
+    """What the collector would do and why. Nothing here changes anything."""
+
+    async def plan(self, *, if_removed: str = "") -> Sequence[Doomed]:
+        """What a collection would remove now from every namespace, or if that image of this namespace were gone.
+
+        Raises:
+            NotFound: no such image.
+        """
+
+    async def plan_images(self) -> Sequence[Release]:
+        """What would go with each image of the namespace."""
+
+    async def why(self, type: str, id: str, *, limit: int = CHAINS) -> Explanation:
+        """What keeps an object of the namespace: `content`, `ingest`, `image`, `lease` or `snapshot/NAME`.
+
+        Raises:
+            NotFound: no such object.
+            InvalidArgument: no such type.
+        """
+
+    async def usage(self) -> Sequence[ImageUsage]:
+        """What each image of the namespace takes. Snapshots are asked for at their snapshotters, where those answer."""

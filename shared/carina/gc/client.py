@@ -1,7 +1,15 @@
-"""The collector over a socket."""
+"""The collector over a socket, and what explains it."""
 
-from carina.api.carina.gc.v1 import GcStub, RunRequest
-from carina.gc import Collection, Removed
+from carina.api.carina.gc.v1 import Chain as WireChain
+from carina.api.carina.gc.v1 import (
+    GcStub,
+    PlanImagesRequest,
+    PlanRequest,
+    RunRequest,
+    UsageRequest,
+    WhyRequest,
+)
+from carina.gc import CHAINS, Chain, Collection, Doomed, Explanation, Hop, ImageUsage, Release, Removed, Root
 from carina.rpc.client import Channel
 
 
@@ -18,3 +26,53 @@ class RemoteCollector:
             lock_seconds=answer.lock_seconds,
             removed=tuple(Removed(type=r.type, objects=r.objects, bytes=r.bytes) for r in answer.removed),
         )
+
+
+class RemoteExplainer:
+    """`Explainer` of the service at the other end of a channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._stub = GcStub(channel)
+
+    async def plan(self, *, if_removed: str = "") -> list[Doomed]:
+        return [
+            Doomed(namespace=d.namespace, type=d.type, id=d.id, bytes=d.bytes)
+            async for part in self._stub.plan(PlanRequest(if_removed=if_removed))
+            for d in part.doomed
+        ]
+
+    async def plan_images(self) -> list[Release]:
+        return [
+            Release(image=r.image, bytes=r.bytes, content=r.content, snapshots=r.snapshots)
+            async for part in self._stub.plan_images(PlanImagesRequest())
+            for r in part.releases
+        ]
+
+    async def why(self, type: str, id: str, *, limit: int = CHAINS) -> Explanation:
+        answer = await self._stub.why(WhyRequest(type=type, id=id, limit=limit))
+        return Explanation(chains=tuple(_chain(wire) for wire in answer.chains), more=answer.more, since=answer.since)
+
+    async def usage(self) -> list[ImageUsage]:
+        return [
+            ImageUsage(
+                image=u.image,
+                content=u.content,
+                unique=u.unique,
+                shared=u.shared,
+                snapshots=u.snapshots,
+                snapshot_bytes=u.snapshot_bytes,
+                unmeasured=u.unmeasured,
+            )
+            async for part in self._stub.usage(UsageRequest())
+            for u in part.images
+        ]
+
+
+def _chain(wire: WireChain) -> Chain:
+    root = wire.root
+    return Chain(
+        root=Root(kind="", type="", id="")
+        if root is None
+        else Root(kind=root.kind, type=root.type, id=root.id, by=root.by, until=root.until),
+        hops=tuple(Hop(type=hop.type, id=hop.id, by=hop.by) for hop in wire.hops),
+    )

@@ -3,8 +3,30 @@
 # plugin: python-betterproto2
 # This file has been @generated
 
-__all__ = ("GcBase", "GcStub", "Removed", "RunRequest", "RunResponse")
+__all__ = (
+    "Chain",
+    "Doomed",
+    "GcBase",
+    "GcStub",
+    "Hop",
+    "ImageUsage",
+    "PlanImagesRequest",
+    "PlanImagesResponse",
+    "PlanRequest",
+    "PlanResponse",
+    "Release",
+    "Removed",
+    "Root",
+    "RunRequest",
+    "RunResponse",
+    "UsageRequest",
+    "UsageResponse",
+    "WhyRequest",
+    "WhyResponse",
+)
 
+import datetime
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,10 +46,176 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
 @dataclass(eq=False, repr=False)
+class Chain(betterproto2.Message):
+    root: "Root | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
+    hops: "list[Hop]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    None where the object itself is the root; the last one leads to the object.
+    """
+
+
+default_message_pool.register_message("carina.gc.v1", "Chain", Chain)
+
+
+@dataclass(eq=False, repr=False)
+class Doomed(betterproto2.Message):
+    """
+    An object that a collection would remove.
+    """
+
+    namespace: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    type: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    As in `Removed`.
+    """
+
+    id: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Digest, ref, name or key.
+    """
+
+    bytes: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Bytes of content that come back on the disk: 0 where another namespace keeps the blob, and for the other types.
+    """
+
+
+default_message_pool.register_message("carina.gc.v1", "Doomed", Doomed)
+
+
+@dataclass(eq=False, repr=False)
+class Hop(betterproto2.Message):
+    """
+    One reference, from the object before it in the chain.
+    """
+
+    type: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    What it leads to.
+    """
+
+    id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    by: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    The label that makes the reference; or, of a record, `target`, `snapshot`, `expected`, `parent`, `resource`,
+    `resource (flat)`.
+    """
+
+
+default_message_pool.register_message("carina.gc.v1", "Hop", Hop)
+
+
+@dataclass(eq=False, repr=False)
+class ImageUsage(betterproto2.Message):
+    image: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    content: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    Bytes of content that the image keeps; of them those that no other image of the namespace keeps, and the rest.
+    """
+
+    unique: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+
+    shared: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+
+    snapshots: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    Number of snapshots that it keeps, and what the snapshotters have recorded of their size.
+    """
+
+    snapshot_bytes: "int" = betterproto2.field(6, betterproto2.TYPE_INT64)
+
+    unmeasured: "int" = betterproto2.field(7, betterproto2.TYPE_INT64)
+    """
+    Number of snapshots whose size no snapshotter told.
+    """
+
+
+default_message_pool.register_message("carina.gc.v1", "ImageUsage", ImageUsage)
+
+
+@dataclass(eq=False, repr=False)
+class PlanImagesRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message(
+    "carina.gc.v1", "PlanImagesRequest", PlanImagesRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class PlanImagesResponse(betterproto2.Message):
+    releases: "list[Release]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+
+default_message_pool.register_message(
+    "carina.gc.v1", "PlanImagesResponse", PlanImagesResponse
+)
+
+
+@dataclass(eq=False, repr=False)
+class PlanRequest(betterproto2.Message):
+    if_removed: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    An image of the call's namespace whose record is taken to be gone. NOT_FOUND where there is none.
+    Empty: the plan of what a collection would remove now.
+    """
+
+
+default_message_pool.register_message("carina.gc.v1", "PlanRequest", PlanRequest)
+
+
+@dataclass(eq=False, repr=False)
+class PlanResponse(betterproto2.Message):
+    """
+    A part of the plan; the parts together are all of it.
+    """
+
+    doomed: "list[Doomed]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+
+default_message_pool.register_message("carina.gc.v1", "PlanResponse", PlanResponse)
+
+
+@dataclass(eq=False, repr=False)
+class Release(betterproto2.Message):
+    """
+    What goes with one image.
+    """
+
+    image: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    bytes: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    Bytes of content that come back on the disk.
+    """
+
+    content: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+    """
+    Number of blobs and of snapshots whose records go.
+    """
+
+    snapshots: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+
+
+default_message_pool.register_message("carina.gc.v1", "Release", Release)
+
+
+@dataclass(eq=False, repr=False)
 class Removed(betterproto2.Message):
     type: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    `content`, `ingest`, `lease` or `snapshot/NAME`.
+    `content`, `ingest`, `image`, `lease` or `snapshot/NAME`.
     """
 
     objects: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
@@ -39,6 +227,41 @@ class Removed(betterproto2.Message):
 
 
 default_message_pool.register_message("carina.gc.v1", "Removed", Removed)
+
+
+@dataclass(eq=False, repr=False)
+class Root(betterproto2.Message):
+    """
+    An object that is kept for its own sake.
+    """
+
+    kind: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    `image`, `container`, `sandbox`, `lease`, `ingest`: the record itself. `label`: its label `by`.
+    `call`: a call to the snapshotter that is under way needs it.
+    """
+
+    type: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    id: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    by: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    The label that makes it a root, if one does.
+    """
+
+    until: "datetime.datetime | None" = betterproto2.field(
+        5,
+        betterproto2.TYPE_MESSAGE,
+        unwrap=lambda: ___google__protobuf__.Timestamp,
+        optional=True,
+    )
+    """
+    When it stops to be a root, if it does so by itself.
+    """
+
+
+default_message_pool.register_message("carina.gc.v1", "Root", Root)
 
 
 @dataclass(eq=False, repr=False)
@@ -66,6 +289,74 @@ class RunResponse(betterproto2.Message):
 default_message_pool.register_message("carina.gc.v1", "RunResponse", RunResponse)
 
 
+@dataclass(eq=False, repr=False)
+class UsageRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("carina.gc.v1", "UsageRequest", UsageRequest)
+
+
+@dataclass(eq=False, repr=False)
+class UsageResponse(betterproto2.Message):
+    images: "list[ImageUsage]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+
+default_message_pool.register_message("carina.gc.v1", "UsageResponse", UsageResponse)
+
+
+@dataclass(eq=False, repr=False)
+class WhyRequest(betterproto2.Message):
+    type: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    As in `Removed`.
+    """
+
+    id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Digest, ref, name or key.
+    """
+
+    limit: "int" = betterproto2.field(3, betterproto2.TYPE_INT32)
+    """
+    Number of chains in the answer at the most; 0: as the server likes.
+    """
+
+
+default_message_pool.register_message("carina.gc.v1", "WhyRequest", WhyRequest)
+
+
+@dataclass(eq=False, repr=False)
+class WhyResponse(betterproto2.Message):
+    chains: "list[Chain]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    The shortest chain from each root that keeps the object, the shortest first. None: nothing keeps it.
+    """
+
+    more: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+    """
+    How many more roots keep it than there are chains in the answer.
+    """
+
+    since: "datetime.datetime | None" = betterproto2.field(
+        3,
+        betterproto2.TYPE_MESSAGE,
+        unwrap=lambda: ___google__protobuf__.Timestamp,
+        optional=True,
+    )
+    """
+    Where nothing keeps it: the latest moment at which something may have kept it, by what is known:
+    the last collection, its last change, the expiry of what kept it. It has been collectable since then or later.
+    """
+
+
+default_message_pool.register_message("carina.gc.v1", "WhyResponse", WhyResponse)
+
+
 class GcStub(betterproto2_grpclib.ServiceStub):
     async def run(
         self,
@@ -88,6 +379,102 @@ class GcStub(betterproto2_grpclib.ServiceStub):
             metadata=metadata,
         )
 
+    async def plan(
+        self,
+        message: "PlanRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "AsyncIterator[PlanResponse]":
+        """
+        What a collection would remove from every namespace. Nothing is touched.
+        """
+
+        async for response in self._unary_stream(
+            "/carina.gc.v1.GC/Plan",
+            message,
+            PlanResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
+    async def plan_images(
+        self,
+        message: "PlanImagesRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "AsyncIterator[PlanImagesResponse]":
+        """
+        For each image of the namespace, what would go if its record alone were removed.
+        """
+
+        if message is None:
+            message = PlanImagesRequest()
+
+        async for response in self._unary_stream(
+            "/carina.gc.v1.GC/PlanImages",
+            message,
+            PlanImagesResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
+    async def why(
+        self,
+        message: "WhyRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "WhyResponse":
+        """
+        Which chains of references keep an object of the namespace. NOT_FOUND where there is no such object.
+        """
+
+        return await self._unary_unary(
+            "/carina.gc.v1.GC/Why",
+            message,
+            WhyResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def usage(
+        self,
+        message: "UsageRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "AsyncIterator[UsageResponse]":
+        """
+        What each image of the namespace takes.
+        """
+
+        if message is None:
+            message = UsageRequest()
+
+        async for response in self._unary_stream(
+            "/carina.gc.v1.GC/Usage",
+            message,
+            UsageResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
+
+from ....google import protobuf as ___google__protobuf__
+
 
 class GcBase(betterproto2_grpclib.ServiceBase):
     async def run(self, message: "RunRequest") -> "RunResponse":
@@ -97,6 +484,39 @@ class GcBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
+    async def plan(self, message: "PlanRequest") -> "AsyncIterator[PlanResponse]":
+        """
+        What a collection would remove from every namespace. Nothing is touched.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield PlanResponse()
+
+    async def plan_images(
+        self, message: "PlanImagesRequest"
+    ) -> "AsyncIterator[PlanImagesResponse]":
+        """
+        For each image of the namespace, what would go if its record alone were removed.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield PlanImagesResponse()
+
+    async def why(self, message: "WhyRequest") -> "WhyResponse":
+        """
+        Which chains of references keep an object of the namespace. NOT_FOUND where there is no such object.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def usage(self, message: "UsageRequest") -> "AsyncIterator[UsageResponse]":
+        """
+        What each image of the namespace takes.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+        yield UsageResponse()
+
     async def __rpc_run(
         self, stream: "grpclib.server.Stream[RunRequest, RunResponse]"
     ) -> None:
@@ -105,6 +525,47 @@ class GcBase(betterproto2_grpclib.ServiceBase):
         response = await self.run(request)
         await stream.send_message(response)
 
+    async def __rpc_plan(
+        self, stream: "grpclib.server.Stream[PlanRequest, PlanResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        await self._call_rpc_handler_server_stream(
+            self.plan,
+            stream,
+            request,
+        )
+
+    async def __rpc_plan_images(
+        self, stream: "grpclib.server.Stream[PlanImagesRequest, PlanImagesResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        await self._call_rpc_handler_server_stream(
+            self.plan_images,
+            stream,
+            request,
+        )
+
+    async def __rpc_why(
+        self, stream: "grpclib.server.Stream[WhyRequest, WhyResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.why(request)
+        await stream.send_message(response)
+
+    async def __rpc_usage(
+        self, stream: "grpclib.server.Stream[UsageRequest, UsageResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        await self._call_rpc_handler_server_stream(
+            self.usage,
+            stream,
+            request,
+        )
+
     def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
         return {
             "/carina.gc.v1.GC/Run": grpclib.const.Handler(
@@ -112,5 +573,29 @@ class GcBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 RunRequest,
                 RunResponse,
+            ),
+            "/carina.gc.v1.GC/Plan": grpclib.const.Handler(
+                self.__rpc_plan,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                PlanRequest,
+                PlanResponse,
+            ),
+            "/carina.gc.v1.GC/PlanImages": grpclib.const.Handler(
+                self.__rpc_plan_images,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                PlanImagesRequest,
+                PlanImagesResponse,
+            ),
+            "/carina.gc.v1.GC/Why": grpclib.const.Handler(
+                self.__rpc_why,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                WhyRequest,
+                WhyResponse,
+            ),
+            "/carina.gc.v1.GC/Usage": grpclib.const.Handler(
+                self.__rpc_usage,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                UsageRequest,
+                UsageResponse,
             ),
         }
