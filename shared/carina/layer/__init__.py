@@ -23,3 +23,5 @@ class Limits(NamedTuple):
     ratio: int = 500
     """Uncompressed bytes for each compressed one, once the layer is larger than `ratio_from`."""
     ratio_from: int = 8 << 30
+    memory: int = 1 << 30
+    """Bytes of memory that the process which applies it may take."""

@@ -23,6 +23,7 @@ from carina.mount import Mount
 
 _MAIN: Final = "import sys; sys.path[:] = sys.argv[1:]; from carina.layer.worker import main; main()"
 _NO_LIMITS: Final = Limits()
+_PIECE: Final = 64 << 10
 
 
 class Written(NamedTuple):
@@ -134,6 +135,7 @@ async def _run(request: Mapping[str, Any], *, descriptor: int, what: str) -> dic
         stderr=asyncio.subprocess.PIPE,
         pass_fds=(descriptor,),
         start_new_session=True,
+        env={},  # what is in ours is no concern of a process that reads what strangers wrote
     )
     text = json.dumps({**request, "parent": os.getpid()}).encode()
     try:
@@ -160,8 +162,15 @@ def _error(result: Mapping[str, Any]) -> errors.CarinaError:
 
 
 async def _killed(process: asyncio.subprocess.Process) -> None:
+    """End a worker; its child, which the kernel kills with it, is gone too when this returns."""
     try:
         process.kill()
     except ProcessLookupError:
         pass
     await process.wait()
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for stream in (process.stdout, process.stderr):
+        # Both processes hold these: they end with the last one.
+        while await stream.read(_PIECE):
+            pass

@@ -2,8 +2,9 @@
 
 The process gets a request in JSON on standard input and writes one line of result to standard output.
 It enters a mount namespace of its own, so that whatever it mounts ends with it.
-To apply a layer it forks: the child changes its root to the tree, drops what privileges it can and parses what
-strangers wrote; the parent only answers the few questions of `broker.py`.
+To apply a layer it forks: the child changes its root to the tree, where no device can be opened and nothing executed,
+drops what privileges, descriptors and memory it can and parses what strangers wrote;
+the parent only answers the few questions of `broker.py`.
 Before the child changes its root, importing is switched off: a module found in an image would run in it.
 """
 
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from carina.errors import CarinaError, Internal
+from carina.errors import CarinaError, Internal, PermissionDenied, ResourceExhausted
 from carina.layer import Limits
 from carina.layer.apply import Applier
 from carina.layer.broker import Asking, Broker
@@ -38,6 +39,8 @@ _APPLIER: Final = (
 _COMPARER: Final = (confine.DAC_READ_SEARCH,)
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_DESCRIPTORS: Final = 4096
+_SEALED: Final = ("nodev", "nosuid", "noexec")
+_ERRORS: Final = 2
 
 
 def main() -> None:
@@ -60,7 +63,9 @@ def _finish(result: bytes, descriptor: int) -> None:
 
 def _failure(error: BaseException) -> bytes:
     kind, text = type(error), str(error)
-    if not isinstance(error, CarinaError):
+    if isinstance(error, MemoryError):
+        kind, text = ResourceExhausted, "the layer takes more memory than its limit"
+    elif not isinstance(error, CarinaError):
         kind, text = Internal, f"the worker failed: {type(error).__name__}: {error}"
     while kind.__module__ != CarinaError.__module__:
         kind = kind.__base__  # type: ignore[assignment]  # every class of ours ends there
@@ -69,7 +74,8 @@ def _failure(error: BaseException) -> bytes:
 
 def _apply(request: dict[str, Any]) -> bytes:
     overlay = request["form"] == "overlay"
-    root = os.open(request["root"] if overlay else _tree(request["mounts"], "upper", readonly=False), _DIRECTORY)
+    mounts = [("bind", request["root"], "", ["rbind", "rw"])] if overlay else request["mounts"]
+    root = os.open(_tree(mounts, "upper", options=_SEALED), _DIRECTORY)
     lowers = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in request["lowers"]]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     size = 256 << 10
@@ -98,10 +104,9 @@ def _child(request: dict[str, Any], root: int, channel: socket.socket, parent: i
     try:
         confine.die_with_parent(parent)
         chunks = decompressed(request["blob"], request["kind"])
-        for descriptor in (0, 1):
-            os.close(descriptor)
-        _confine(root, _APPLIER, has_root=os.geteuid() == 0)
+        _close_all_but(_ERRORS, root, channel.fileno(), request["blob"])
         limits = Limits(**request["limits"])
+        _confine(root, _APPLIER, has_root=os.geteuid() == 0, memory=limits.memory)
         result = _applied(chunks, request, root=root, channel=channel, limits=limits)
     except BaseException as error:  # the parent hands it on
         result = _failure(error)
@@ -121,7 +126,23 @@ def _applied(
     return json.dumps({"digest": f"sha256:{feed.hexdigest()}", "size": feed.size}).encode()
 
 
-def _confine(root: int, capabilities: Sequence[int], *, has_root: bool) -> None:
+def _close_all_but(*kept: int) -> None:
+    """Whoever started the process may have left it more descriptors than it knows of."""
+    first = 0
+    for descriptor in sorted(kept):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.closerange(first, most)
+
+
+def _limit_memory(size: int) -> None:
+    if size:
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def _confine(root: int, capabilities: Sequence[int], *, has_root: bool, memory: int) -> None:
+    _limit_memory(memory)
     sys.meta_path.clear()
     sys.path_hooks.clear()
     sys.path.clear()
@@ -133,11 +154,21 @@ def _confine(root: int, capabilities: Sequence[int], *, has_root: bool) -> None:
         confine.keep_capabilities(capabilities)
 
 
-def _tree(mounts: Sequence[Sequence[Any]], name: str, *, readonly: bool) -> str:
-    """Where the tree of these mounts is. A lone bind mount needs no mounting."""
-    if len(mounts) == 1 and mounts[0][0] == "bind" and not mounts[0][2]:
-        source: str = mounts[0][1]
-        return source
+def _tree(mounts: Sequence[Sequence[Any]], name: str, *, options: Sequence[str]) -> str:
+    """Where the tree of these mounts is, which are mounted with `options` besides their own.
+
+    A lone bind mount is not mounted where that takes privileges that we do not have.
+    """
+    lone: str = mounts[0][1] if len(mounts) == 1 and mounts[0][0] == "bind" and not mounts[0][2] else ""
+    try:
+        return _mounted(mounts, name, options=options)
+    except PermissionDenied:
+        if not lone:
+            raise
+        return lone
+
+
+def _mounted(mounts: Sequence[Sequence[Any]], name: str, *, options: Sequence[str]) -> str:
     from carina.linux.mount import mount_all, unshare_mounts
     from carina.mount import Mount
 
@@ -147,7 +178,6 @@ def _tree(mounts: Sequence[Sequence[Any]], name: str, *, readonly: bool) -> str:
         os.mkdir(f"{_PLACE}/.carina")
     place = f"{_PLACE}/{name}"
     os.mkdir(place)
-    options = ("ro",) if readonly else ()
     mount_all([Mount(type=t, source=s, target=p, options=(*o, *options)) for t, s, p, o in mounts], place)
     return place
 
@@ -156,10 +186,11 @@ def _diff(request: dict[str, Any]) -> bytes:
     from carina.layer.compare import changes
     from carina.layer.writer import write_layer
 
-    lower = os.open(_tree(request["lower"], "lower", readonly=True), _DIRECTORY) if request["lower"] else None
-    upper = os.open(_tree(request["upper"], "upper", readonly=True), _DIRECTORY)
+    lower = os.open(_tree(request["lower"], "lower", options=("ro",)), _DIRECTORY) if request["lower"] else None
+    upper = os.open(_tree(request["upper"], "upper", options=("ro",)), _DIRECTORY)
     if os.geteuid() == 0:
         confine.keep_capabilities(_COMPARER)
+    _limit_memory(Limits().memory)
     result = write_layer(
         changes(lower, upper), request["output"], kind=request["kind"], latest=request["source_date_epoch"]
     )

@@ -390,18 +390,39 @@ async def test_diffs_of_overlay_mounts(tmp_path: Path) -> None:
 
 
 async def test_the_worker_can_do_little(tmp_path: Path) -> None:
-    """While it parses, a worker sees the tree as its root, has six capabilities and can't gain more."""
+    """While it parses, a worker sees the tree alone, opens no device, has six capabilities and what it needs."""
     layer = Descriptor(media_type=OCI_LAYER, digest=Digest.of(b""), size=0)
     with blob_of(Layer().file("zeros", bytes(200 << 20)).bytes()) as blob:
-        task = asyncio.create_task(apply(blob, layer, [bind(tmp_path)]), name="apply")
-        while not await asyncio.to_thread(os.listdir, tmp_path):
-            await asyncio.sleep(0.005)
-        child = _workers()[-1]
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{child}/status").read_text().splitlines())
-        root = os.readlink(f"/proc/{child}/root")
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    expected = sum(1 << number for number in (0, 1, 3, 4, 27, 31))
-    assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {expected}
-    assert (status["NoNewPrivs"], root) == ("1", str(tmp_path))
+        for mount in (bind(tmp_path), _upper(tmp_path)):
+            (tmp_path / "zeros").unlink(missing_ok=True)
+            task = asyncio.create_task(apply(blob, layer, [mount]), name="apply")
+            while not await asyncio.to_thread(os.listdir, tmp_path):
+                await asyncio.sleep(0.005)
+            child = Path(f"/proc/{_workers()[-1]}")
+            status = dict(line.split(":\t", 1) for line in (child / "status").read_text().splitlines())
+            flags = os.statvfs(child / "root").f_flag
+            same = os.path.samefile(child / "root", tmp_path)
+            # Links of /proc/PID/fd, whose files may be closed meanwhile.
+            opened = [os.readlink(link) for link in (child / "fd").iterdir() if link.is_symlink()]
+            environment = (child / "environ").read_bytes()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            expected = sum(1 << number for number in (0, 1, 3, 4, 27, 31))
+            assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {expected}
+            assert (status["NoNewPrivs"], same) == ("1", True)
+            assert flags & os.ST_NODEV
+            assert flags & os.ST_NOSUID
+            assert sum(link.startswith(("socket:", "pipe:")) for link in opened) == 2, opened
+            assert b"=" not in environment.replace(b"LC_CTYPE=", b"")
+
+
+async def test_a_layer_can_not_take_all_memory(tmp_path: Path) -> None:
+    """What has to be remembered of a layer has a limit; beyond it the layer is refused."""
+    deep = "/".join("d" * 200 for _ in range(15))
+    layer = Layer()
+    for number in range(20_000):
+        layer.directory(f"{deep}/{number}")
+    packed = compressed(layer.bytes())
+    with pytest.raises(ResourceExhausted, match="memory"):
+        await apply_there(packed, bind(tmp_path), media_type=OCI_LAYER_GZIP, limits=Limits(memory=64 << 20))
