@@ -190,12 +190,14 @@ def _freed(graph: Graph, image: Node) -> set[Node]:
     for node in near:
         if node in graph.roots and node != image:
             full.add(node)
+            continue
         for source, kind in graph.incoming.get(node, ()):
             if source in near or (node == image and kind in STATED_BY_DESTINATION):
                 continue
-            if source in graph.live.fully:
-                (flat if kind == "flat" else full).add(node)
-            elif source in graph.live.flatly and gc.is_essential(source, kind):
+            if source in graph.live.fully and kind != "flat":
+                full.add(node)
+                break  # there is no more to find out, and a common layer has many that refer to it
+            if source in graph.live.fully or (source in graph.live.flatly and gc.is_essential(source, kind)):
                 flat.add(node)
     kept = gc.mark(full, graph.references_without(image), flat_roots=flat)
     return {node for node in near if node in graph.live and node not in kept and node != image}
