@@ -58,7 +58,7 @@ def test_the_tree_is_the_one_that_was_agreed() -> None:
 
 
 def test_calls_between_services_have_no_cycle() -> None:
-    """gatewayd calls imaged, taskd and metadatad; they call metadatad; it calls contentd and snapshotd; those nobody."""
+    """gatewayd calls imaged, taskd, metadatad; they call metadatad; it calls contentd and snapshotd; those nobody."""
     allowed = {
         "gatewayd": {"metadata", "images", "tasks"},
         "imaged": {"metadata"},

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import betterproto2
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped]
-from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
-from grpc_tools import protoc  # type: ignore[import-untyped]
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import FieldDescriptor
+from grpc_tools import protoc
 
 import carina.api
 from carina.api.message_pool import default_message_pool
