@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import carina
 from carina import errors
-from carina.aio.finish import finish
+from carina.aio.finish import finish, settle
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.layer import Limits
@@ -123,20 +123,7 @@ def _paths() -> list[str]:
 
 
 async def _run(request: Mapping[str, Any], *, descriptor: int, what: str) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        _MAIN,
-        *_paths(),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=(descriptor,),
-        start_new_session=True,
-        env={},  # what is in ours is no concern of a process that reads what strangers wrote
-    )
+    process = await _started(descriptor)
     text = json.dumps({**request, "parent": os.getpid()}).encode()
     try:
         output, complaint = await process.communicate(text)
@@ -151,6 +138,31 @@ async def _run(request: Mapping[str, Any], *, descriptor: int, what: str) -> dic
     if "error" in result:
         raise _error(result)
     return result
+
+
+async def _started(descriptor: int) -> asyncio.subprocess.Process:
+    starting = asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        _MAIN,
+        *_paths(),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        pass_fds=(descriptor,),
+        start_new_session=True,
+        env={},  # what is in ours is no concern of a process that reads what strangers wrote
+    )
+    task = asyncio.create_task(starting, name="start worker")
+    try:
+        return await settle(task)
+    except asyncio.CancelledError:
+        # uvloop leaves a process behind whose start is cancelled.
+        if not task.cancelled() and task.exception() is None:
+            await finish(_killed(task.result()))
+        raise
 
 
 def _error(result: Mapping[str, Any]) -> errors.CarinaError:

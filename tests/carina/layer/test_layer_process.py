@@ -273,6 +273,19 @@ async def test_cancelling_kills_the_worker(tmp_path: Path) -> None:
     assert _workers() == []
 
 
+async def test_cancelling_at_once_leaves_no_worker(tmp_path: Path) -> None:
+    """A worker that is being started when nobody waits any more is killed as well."""
+    layer = Descriptor(media_type=OCI_LAYER, digest=Digest.of(b""), size=0)
+    for number in range(10):
+        with blob_of(b"") as blob:
+            task = asyncio.create_task(apply(blob, layer, [bind(tmp_path)]), name="apply")
+            await asyncio.sleep(number / 2000)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert await asyncio.to_thread(_workers) == []
+
+
 async def test_a_killed_worker_is_an_internal_error(tmp_path: Path) -> None:
     """The caller is told when a worker dies, whichever of its two processes it is."""
     layer = Descriptor(media_type=OCI_LAYER, digest=Digest.of(b""), size=0)
