@@ -86,9 +86,13 @@ def prepare(layout: Layout) -> int:
             os.makedirs(layout.blobs(algorithm), mode=0o700, exist_ok=True)
             os.makedirs(f"{layout.root}/labels/{algorithm}", mode=0o700, exist_ok=True)
         os.makedirs(layout.ingests, mode=0o700, exist_ok=True)
-        for directory in ("blobs", "labels", "."):
+        for directory in ("blobs", "labels", ".", ".."):
             flush_directory(os.path.join(layout.root, directory))
         lock = _claim(layout)
+        for algorithm in HEX_LENGTHS:
+            # A killed predecessor may have named blobs, which we are about to say are there, and not got to flush.
+            flush_directory(layout.blobs(algorithm))
+            flush_directory(f"{layout.root}/labels/{algorithm}")
     except OSError as error:
         raise failed(error, f"preparing {layout.root}") from error
     _remove_leftovers(layout)

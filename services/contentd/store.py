@@ -207,7 +207,12 @@ class LocalContentStore:
         if ref in self._holders:
             raise Unavailable(f"ref {ref!r} is locked")
         self._progress.pop(ref, None)
-        await in_thread(ingests.remove, self._layout, ref)
+        # Nobody opens it meanwhile: what is written to a removed file could never be committed.
+        removing = self._holders[ref] = _Opening()
+        try:
+            await in_thread(ingests.remove, self._layout, ref)
+        finally:
+            self._free(ref, removing)
 
     async def expire(self) -> None:
         """Remove ingests that nobody has touched for the store's expiry."""

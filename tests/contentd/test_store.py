@@ -4,6 +4,7 @@ import asyncio
 import os
 import stat
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from carina.content import Info
 from carina.digest import Digest
 from carina.errors import FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from contentd import files, ingests
 from contentd import writer as writers
+from contentd.files import Layout
 from contentd.store import LocalContentStore
 
 
@@ -150,6 +153,39 @@ async def test_aborted_under_its_writer(store: LocalContentStore) -> None:
         assert second.status.offset == 0
         await writer.close()
         await second.write(b"789")
+
+
+async def test_writer_waits_for_an_abort(store: LocalContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens a ref while it is aborted gets a new ingest, not the one that is being removed."""
+    async with await store.writer("ref") as writer:
+        await writer.write(b"123")
+    remove = ingests.remove
+
+    def slowly(layout: Layout, ref: str) -> None:
+        time.sleep(0.1)
+        remove(layout, ref)
+
+    monkeypatch.setattr(ingests, "remove", slowly)
+    aborting = asyncio.create_task(store.abort("ref"))
+    await asyncio.sleep(0.05)
+    async with await store.writer("ref") as second:
+        await aborting
+        await second.write(b"456")
+        assert await second.commit() == Digest.of(b"456")
+
+
+async def test_names_of_a_killed_predecessor_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store says of no blob that it is there before its name is on the disk."""
+    flushed = []
+    flush = files.flush_directory
+
+    def noted(path: str) -> None:
+        flushed.append(os.path.realpath(path))
+        flush(path)
+
+    monkeypatch.setattr(files, "flush_directory", noted)
+    async with LocalContentStore(tmp_path / "content"):
+        assert {str(tmp_path), f"{tmp_path}/content/blobs/sha256", f"{tmp_path}/content/labels/sha512"} <= set(flushed)
 
 
 async def test_many_small_writers(store: LocalContentStore) -> None:
