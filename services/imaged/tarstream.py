@@ -18,6 +18,8 @@ BLOCK: Final = 512
 MAX_HEADER: Final = 1 << 20
 """Bytes of a long name or PAX header."""
 MAX_MEMBERS: Final = 100_000
+MAX_NAME: Final = 4096
+"""Bytes of a member's path, and of a link's target: as many as the kernel takes."""
 _PIECE: Final = 1 << 18
 _MAX_WINDOW: Final = 1 << 27
 
@@ -88,7 +90,10 @@ class TarStream:
         self._left = size if is_file else 0
         self._padding = -self._left % BLOCK
         link = pax.get("linkpath", info.linkname) if info.issym() or info.islnk() else ""
-        return Member(name=pax.get("path", info.name), size=self._left, link=link, is_file=is_file)
+        name = pax.get("path", info.name)
+        if max(len(name), len(link)) > MAX_NAME:
+            raise InvalidArgument(f"the archive has a name of more than {MAX_NAME} bytes: {name[:64]!r}")
+        return Member(name=name, size=self._left, link=link, is_file=is_file)
 
     async def _special(self, size: int) -> bytes:
         if size > MAX_HEADER:

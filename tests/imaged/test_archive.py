@@ -138,6 +138,7 @@ async def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
         (archive({**files, "index.json": b" " * (5 << 20)}), InvalidArgument),
         (archive({name: content for name, content in files.items() if name != blob}), NotFound),
         (archive({"a": b"b"}), InvalidArgument),
+        (archive({**files, "n" * 5000: b"x"}), InvalidArgument),
         (b"rubbish" * 1000, InvalidArgument),
         (gzip.compress(whole)[:5000] + b"rubbish" * 100, InvalidArgument),
     ]
