@@ -21,6 +21,8 @@ from metadatad.records import Records, Transaction
 
 MAX_WAITING: Final = 4096
 """Events that may wait for one subscriber."""
+MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of payloads that may wait for one subscriber."""
 MAX_PAYLOAD: Final = 4 * 1024 * 1024
 _COMPONENT: Final = re.compile(r"[A-Za-z0-9]+(?:[-_.]+[A-Za-z0-9]+)*")
 
@@ -72,17 +74,20 @@ class _Subscription:
         self._matches = matches
         self._max_waiting = max_waiting
         self._waiting: deque[Envelope] = deque()
+        self._bytes = 0
         self._arrived = asyncio.Event()
         self._end: CarinaError | None = None
 
     def offer(self, envelope: Envelope) -> None:
         if self._end is not None or not self._matches(envelope):
             return
-        if len(self._waiting) < self._max_waiting:
+        size = len(envelope.event.value)
+        if len(self._waiting) < self._max_waiting and self._bytes + size <= MAX_WAITING_BYTES:
             self._waiting.append(envelope)
+            self._bytes += size
             self._arrived.set()
         else:
-            reason = f"the subscriber did not keep up: {self._max_waiting} events were waiting, and one was lost"
+            reason = f"the subscriber did not keep up: {len(self._waiting)} events were waiting, and one was lost"
             self.end(ResourceExhausted(reason))
 
     def end(self, error: CarinaError) -> None:
@@ -96,7 +101,9 @@ class _Subscription:
                 raise self._end
             self._arrived.clear()
             await self._arrived.wait()
-        return self._waiting.popleft()
+        envelope = self._waiting.popleft()
+        self._bytes -= len(envelope.event.value)
+        return envelope
 
 
 class Events:

@@ -191,6 +191,19 @@ async def test_slow_subscriber_is_cut_off(tmp_path: Path) -> None:
                 await anext(stream)
 
 
+async def test_waiting_events_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subscriber is cut off before few, large events take too much memory, and gets those that waited."""
+    monkeypatch.setattr("metadatad.events.MAX_WAITING_BYTES", 10_000)
+    async with stores(tmp_path, "local") as local:
+        with context.within(namespace="test"):
+            stream = local.events.subscribe()
+            for i in range(20):
+                await local.events.publish(f"/n/{i}", TypedValue("x", bytes(4000)))
+            assert [(await anext(stream)).topic for _ in range(2)] == ["/n/0", "/n/1"]
+            with pytest.raises(ResourceExhausted, match="keep up"):
+                await anext(stream)
+
+
 async def test_the_log_has_every_event(tmp_path: Path) -> None:
     """Events are in the log in the order in which subscribers saw them."""
     async with stores(tmp_path, "local") as local:
