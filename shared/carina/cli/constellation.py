@@ -1,10 +1,12 @@
 """up, down, status, version: the constellation as a whole."""
 
 import asyncio
+import contextlib
 import importlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from carina.cli.target import Target
 from carina.config import Config, daemon, socket_path
 from carina.errors import CarinaError, FailedPrecondition, PermissionDenied, Unavailable
 from carina.supervisor import lock, survivors
-from carina.supervisor.supervisor import Entry, Supervisor
+from carina.supervisor.supervisor import Entry, Supervisor, make_directories, open_log
 
 PATH = click.Path(path_type=Path)
 
@@ -51,7 +53,8 @@ def up(file: Path | None, root: Path | None, state: Path | None, detach: bool) -
     """Bring every service up under one supervisor."""
     if os.geteuid() != 0:
         raise PermissionDenied("carina up needs root: it mounts file systems and runs containers")
-    config = configuration.load(file, root=root, state=state)
+    # The services are given the same file, wherever they run.
+    config = configuration.load(file.absolute() if file else None, root=root, state=state)
     if detach:
         _detach(config)
         return
@@ -71,8 +74,9 @@ def _title(text: str) -> None:
 
 def _detach(config: Config) -> None:
     """Fork a supervisor into a session of its own, and wait until it says that it is ready, or why not."""
+    make_directories(config)
     logs = config.root / "log"
-    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    logs.mkdir(exist_ok=True, mode=0o700)
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -84,34 +88,53 @@ def _detach(config: Config) -> None:
         text = answer.read()
     if not text.startswith("ready"):
         os.waitpid(pid, 0)
-        raise Unavailable(text or "the supervisor ended without a word")
+        raise Unavailable(text or f"the supervisor was killed while starting: see {logs / 'carina.log'}")
     click.echo(_ready_line(config))
 
 
 def _run_detached(config: Config, logs: Path, answer: int) -> None:
-    def ready() -> None:
-        os.write(answer, b"ready")
-        os.close(answer)
+    waiting = os.fdopen(answer, "wb", buffering=0)
 
-    status = 1
+    def ready() -> None:
+        with waiting:
+            waiting.write(b"ready")
+
+    status, failure = 1, "the constellation was stopped while starting"
     try:
-        log = os.open(logs / "carina.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        null = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((null, 0), (log, 1), (log, 2)):
-            os.dup2(source, target)
+        _leave_caller(logs, answer)
         _title("carina up")
         Supervisor(config, _entries(config), on_ready=ready, log_directory=logs).run()
         status = 0
     except CarinaError as error:
-        os.write(answer, str(error).encode())
+        failure = str(error)
+        click.echo(f"carina: {failure}", err=True)
+    except BaseException as error:
+        failure = f"a bug: {type(error).__name__}: {error} (see {logs / 'carina.log'})"
+        traceback.print_exc()
     finally:
+        with contextlib.suppress(OSError):
+            if not waiting.closed:
+                waiting.write(failure.encode(errors="replace"))
         os._exit(status)
+
+
+def _leave_caller(logs: Path, answer: int) -> None:
+    """Keep nothing of who called: neither descriptors (a lock of a script, say) nor directory."""
+    os.closerange(3, answer)
+    os.closerange(answer + 1, os.sysconf("SC_OPEN_MAX"))
+    log, null = open_log(logs / "carina.log"), os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.chdir("/")
+    os.umask(0o022)
 
 
 @click.command()
 @_configured
 def down(file: Path | None, root: Path | None, state: Path | None) -> None:
     """Stop every service; running containers go on."""
+    if os.geteuid() != 0:
+        raise PermissionDenied("carina down needs root: the services are root's")
     if os.geteuid() != 0:
         raise PermissionDenied("carina down needs root: the services run as root")
     config = configuration.load(file, root=root, state=state)

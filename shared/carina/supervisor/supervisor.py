@@ -9,15 +9,17 @@ import os
 import selectors
 import signal
 import socket
+import stat
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from carina.config import Config, daemon, socket_path
-from carina.errors import CarinaError, Unavailable
+from carina.errors import CarinaError, FailedPrecondition, Unavailable
 from carina.supervisor import lock, survivors
 from carina.supervisor.notify import NotifySocket
 
@@ -28,6 +30,10 @@ STOP_GRACE: Final = 10.0
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 STOP_ORDER: Final = (("gateway",), ("images", "tasks"), ("metadata",), ("content", "snapshots"))
+
+LARGE_LOG: Final = 16 * 1024 * 1024
+"""Bytes of a log that is put aside when its service is started."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 Entry = Callable[[Sequence[str]], None]
 """A daemon's main, given its command line without the program's name."""
@@ -53,8 +59,10 @@ class Child:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"carina: {text}\n")
-    sys.stderr.flush()
+    # Whoever read this may have gone with the terminal: no reason to stop.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"carina: {text}\n")
+        sys.stderr.flush()
 
 
 @dataclass(slots=True)
@@ -110,9 +118,15 @@ class Supervisor:
         return arguments
 
     def _on_signal(self, number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
-            self._stopping = True
-            self._stop_signals += 1
+        if number == signal.SIGCHLD:
+            return
+        self._stopping = True
+        self._stop_signals += 1
+        if self._stop_signals > 1:
+            for child in self._children:
+                if child.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child.pid, signal.SIGKILL)
 
     def _supervise(self, wake: socket.socket, notify: NotifySocket) -> None:
         limit = time.monotonic() + START_LIMIT
@@ -129,7 +143,8 @@ class Supervisor:
                 self._restart_due()
                 if not announced and all(child.ready for child in self._children):
                     announced = True
-                    self.on_ready()
+                    with contextlib.suppress(OSError):
+                        self.on_ready()
                 if not announced and time.monotonic() > limit:
                     late = ", ".join(child.name for child in self._children if not child.ready)
                     raise Unavailable(f"not ready after {START_LIMIT:.0f} s: {late}")
@@ -155,43 +170,56 @@ class Supervisor:
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if not pid:
                 continue
+            child.pid, child.ready = 0, False
             code = os.waitstatus_to_exitcode(status)
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
             if not announced and not child.ever_ready:
-                child.pid = 0
                 raise Unavailable(f"{child.name} {how} while starting")
             if time.monotonic() - child.started > 2 * LONGEST_PAUSE:
                 child.pause = FIRST_PAUSE
             _say(f"{child.name} (pid {pid}) {how}, starting it again in {child.pause:.1f} s")
-            child.pid, child.ready = 0, False
             child.restart_at = time.monotonic() + child.pause
             child.pause = min(2 * child.pause, LONGEST_PAUSE)
 
     def _restart_due(self) -> None:
         for child in self._children:
             if child.restart_at is not None and child.restart_at <= time.monotonic():
-                self._start(child)
+                try:
+                    self._start(child)
+                except OSError as error:
+                    _say(f"{child.name} can't be started, trying again in {LONGEST_PAUSE:.0f} s: {error}")
+                    child.restart_at = time.monotonic() + LONGEST_PAUSE
 
     def _start(self, child: Child) -> None:
         child.started, child.restart_at, child.ready = time.monotonic(), None, False
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid:
-            child.pid = pid
-            return
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # A signal that met our handlers in the new process would be lost, and the service not stop.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            child.pid = os.fork()
+            if not child.pid:
+                self._serve(child)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _serve(self, child: Child) -> NoReturn:
+        """The new process, to its end; whatever goes wrong before the service has a log is told here."""
         status = 70
         try:
             self._become(child)
             child.entry(child.arguments)
             status = 0
         except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
         except CarinaError as error:
             sys.stderr.write(f"{child.name}: {error}\n")
             status = 1
+        except BaseException:
+            traceback.print_exc()
         finally:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(BaseException):
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status)
@@ -199,15 +227,16 @@ class Supervisor:
     def _become(self, child: Child) -> None:
         """In the new process: nothing of the supervisor's stays but its memory."""
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.setsid()
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         if self.log_directory:
-            path = self.log_directory / f"{child.name}.log"
-            output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            output = open_log(self.log_directory / f"{child.name}.log")
             os.dup2(output, 1)
             os.dup2(output, 2)
         os.environ["NOTIFY_SOCKET"] = str(self.config.state / "notify.sock")
@@ -219,26 +248,46 @@ class Supervisor:
             survivors.end([child.pid for child in group], grace=STOP_GRACE if self._stop_signals < 2 else 0.5)
             for child in group:
                 with contextlib.suppress(ChildProcessError):
-                    os.waitpid(child.pid, 0)
+                    if not os.waitpid(child.pid, os.WNOHANG)[0]:
+                        _say(f"{child.name} (pid {child.pid}) does not end, even by SIGKILL")
                 child.pid = 0
 
 
+def open_log(path: Path) -> int:
+    """Open a log for appending, a large one put aside first; logrotate's copytruncate works on it too."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > LARGE_LOG:
+            path.replace(path.with_suffix(".log.1"))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
 def make_directories(config: Config) -> None:
-    """Root 0700, state 0711, tightened where they are wider; the gateway's socket is what others may reach."""
+    """Root 0700, state 0711, tightened where they are wider; the gateway's socket is what others may reach.
+
+    Raises:
+        FailedPrecondition: one of them can't be made, or is everybody's, like /tmp.
+    """
     for path, mode in ((config.root, 0o700), (config.state, 0o711)):
-        path.mkdir(parents=True, exist_ok=True, mode=mode)
-        path.chmod(mode)
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=mode)
+            if path.stat().st_mode & stat.S_ISVTX or path == Path("/"):
+                raise FailedPrecondition(f"directory {path} is shared with others: give the constellation its own")
+            path.chmod(mode)
+        except OSError as error:
+            raise FailedPrecondition(f"directory {path} can't be made: {error.strerror}") from error
     for address in config.services.values():
         socket_path(address)
 
 
 @contextlib.contextmanager
 def _signals(handle: Callable[[int], None]) -> Iterator[socket.socket]:
-    """Deliver SIGTERM, SIGINT and SIGCHLD through a socket that becomes readable, as well as to `handle`."""
+    """Deliver SIGNALS through a socket that becomes readable, as well as to `handle`."""
     reading, writing = socket.socketpair()
     reading.setblocking(False)
     writing.setblocking(False)
-    earlier = {n: signal.signal(n, lambda n, _: handle(n)) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)}
+    # What our parent has us ignore stays ignored: nohup's SIGHUP.
+    numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    earlier = {number: signal.signal(number, lambda received, _: handle(received)) for number in numbers}
     wakeup = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     try:
         yield reading
