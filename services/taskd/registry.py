@@ -132,7 +132,13 @@ class Registry:
     async def _reconnect(self, task: Task, bootstrap: Bootstrap) -> None:
         try:
             shim = await self.shim_at(task, bootstrap)
-            await shim.state(task.id, seconds=self.config.start_seconds)
+            try:
+                await shim.state(task.id, seconds=self.config.start_seconds)
+            except CarinaError as error:
+                # One that only takes its time has a container that runs.
+                if isinstance(error, NotFound) or not shim.connected:
+                    raise
+                log.warning("task %s/%s: its shim does not answer: %s", *task.key, error)
         except CarinaError as error:
             log.warning("task %s/%s: its shim is dead (%s)", *task.key, error)
             await self.clean_up(task)

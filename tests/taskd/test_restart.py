@@ -12,6 +12,8 @@ from carina.errors import NotFound
 from carina.tasks import Status
 from support.spec import exec_spec
 from support.tasks import World, world
+from taskd.daemon import opened
+from taskd.task import Phase
 
 pytestmark = pytest.mark.root
 
@@ -91,6 +93,33 @@ def _shims(carina: World, id: str) -> list[int]:
 def _kill_shims(carina: World, id: str) -> None:
     for pid in _shims(carina, id):
         os.kill(pid, signal.SIGKILL)
+
+
+async def test_slow_shim_keeps_its_container() -> None:
+    """A shim whose connection breaks while it does not answer is not taken for dead: its container goes on."""
+    async with world(start_seconds=2, state_seconds=0.5) as carina:
+        async with opened(carina.config, carina.containers, carina.events) as own:  # type: ignore[arg-type]
+            carina.tasks = own.tasks
+            id = await carina.run("sleep", "100")
+            task = own.registry.tasks[carina.namespace, id]
+            pid, shim = (await carina.tasks.get(id)).pid, task.shim
+            assert shim is not None
+            [process] = carina.shims()
+            os.kill(process, signal.SIGSTOP)
+            try:
+                assert shim._client is not None
+                shim._client.close()
+                async with asyncio.timeout(10):
+                    while task.shim is shim or task.phase is Phase.CONNECTING:
+                        await asyncio.sleep(0.05)
+                assert (await carina.tasks.get(id)).status is Status.UNKNOWN
+            finally:
+                os.kill(process, signal.SIGCONT)
+            assert (await carina.tasks.get(id)).pid == pid
+            await carina.tasks.kill(id, signal.SIGKILL)
+            assert (await carina.tasks.wait(id)).status == 137
+            await carina.tasks.delete(id)
+            own.registry.give_up_waits()
 
 
 async def test_shim_killed_while_away(carina: World) -> None:
