@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from carina import context
@@ -34,6 +34,21 @@ class Peer:
         """Calls in the block last as long as their work; an earlier deadline of the caller stays."""
         async with self._within(self.work_seconds, deadline=True):
             yield
+
+    @contextlib.asynccontextmanager
+    async def listing(self) -> AsyncIterator[Callable[[], None]]:
+        """The block goes through a list that comes as a stream, and calls the function with each item that came.
+
+        Raises:
+            Unavailable: none came for as long as an answer may take.
+        """
+        call, loop = context.current(), asyncio.get_running_loop()
+        with context.use(replace(call, namespace=self.namespace or call.namespace, lease=self.lease or None)):
+            try:
+                async with asyncio.timeout(self.answer_seconds) as limit:
+                    yield lambda: limit.reschedule(loop.time() + self.answer_seconds)
+            except TimeoutError as error:
+                raise Unavailable(f"{self.name} did not answer for {self.answer_seconds:.3g} s") from error
 
     @contextlib.asynccontextmanager
     async def opening(self) -> AsyncIterator[None]:

@@ -129,8 +129,12 @@ class NamespacedSnapshotter:
         if not rows:
             return
         wanted = {row.backend_key for row in rows}
-        async with self.peer.working():
-            found = {info.name: info async for info in self.backend.walk() if info.name in wanted}
+        found = {}
+        async with self.peer.listing() as came:
+            async for info in self.backend.walk():
+                came()
+                if info.name in wanted:
+                    found[info.name] = info
         for row in rows:
             if row.backend_key in found:
                 info = _overlaid(found[row.backend_key], row)
@@ -239,8 +243,9 @@ class NamespacedSnapshotter:
 
     async def _find_target(self, intent: Intent, target: str) -> Info:
         quoted = target.replace("\\", "\\\\").replace('"', '\\"')
-        async with self.peer.working():
+        async with self.peer.listing() as came:
             async for info in self.backend.walk([f'labels."{labels.SNAPSHOT_REF}"=="{quoted}"']):
+                came()
                 if info.labels.get(labels.SNAPSHOT_REF) == target and info.parent == intent.backend_parent:
                     return info
         raise NotFound(f"snapshotter {self.name} says that it has the target {target!r}, and does not list it")

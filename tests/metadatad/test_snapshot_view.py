@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -300,6 +301,23 @@ async def test_cancelled_prepare_is_undone() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await counts(records) == (0, 0, 1)
+
+
+async def test_list_of_a_stalled_snapshotter_ends() -> None:
+    """A list has a limit for each answer, not the one for long work."""
+
+    async def walk(*args: object) -> AsyncIterator[Info]:
+        yield Info(name="some", kind=Kind.ACTIVE)
+        await asyncio.Event().wait()
+
+    with directory() as path:
+        async with faulty(path) as (behind, snapshotter, _, _):
+            await snapshotter.prepare("key")
+            snapshotter.peer = replace(snapshotter.peer, work_seconds=60)
+            behind.walk = walk  # type: ignore[attr-defined]
+            async with asyncio.timeout(5):
+                with pytest.raises(Unavailable, match="did not answer"):
+                    _ = [info async for info in snapshotter.walk()]
 
 
 async def test_stalled_snapshotter_costs_only_its_own_calls() -> None:
