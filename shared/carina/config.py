@@ -12,12 +12,13 @@ address = "unix:///tmp/demo.sock"
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from carina.context import validate_identifier
 from carina.errors import InvalidArgument, NotFound, PermissionDenied
 
 DEFAULT_PATH: Final = Path("/etc/carina/config.toml")
@@ -36,6 +37,7 @@ DAEMONS: Final = MappingProxyType(
 DEFAULT_SNAPSHOTTERS: Final = ("overlayfs", "native")
 SECTIONS: Final = ("content", "snapshots", "metadata", "images", "tasks", "gateway")
 PLUGIN_TYPES: Final = ("snapshot", "content", "diff", "sandbox")
+_PLUGIN_KEYS: Final = ("type", "address", "namespace", "snapshotter", "lease")
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path (unix(7): sun_path holds 108 with the terminating zero)."""
 
@@ -140,6 +142,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise NotFound(f"configuration file {path} does not exist") from error
     except PermissionError as error:
         raise PermissionDenied(f"configuration file {path} is not readable") from error
+    except OSError as error:
+        raise InvalidArgument(f"configuration file {path} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"configuration file {path} is not TOML: {error}") from error
 
@@ -151,10 +155,18 @@ def _table(table: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     return value
 
 
+def _only(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise InvalidArgument(f"{where}: unknown key {key!r}: expected one of {', '.join(known)}")
+
+
 def _text(table: Mapping[str, Any], key: str, where: str, default: str = "") -> str:
     value = table.get(key, default)
     if not isinstance(value, str):
         raise InvalidArgument(f"{where}: {key} must be a string")
+    if key in table and not value and key in ("root", "state", "address"):
+        raise InvalidArgument(f"{where}: {key} must not be empty")
     return value
 
 
@@ -168,14 +180,22 @@ def _services(table: Mapping[str, Any], state: Path, where: str) -> tuple[dict[s
     for name in DAEMONS:
         entries[name] = _table(table, name, f"{where}: services")
     for name in snapshots:
+        validate_identifier(name, f"{where}: name of services.snapshots.{name}")
         entries[f"snapshots.{name}"] = _table(snapshots, name, f"{where}: services.snapshots")
-    addresses, external = {}, set()
+    addresses: dict[str, str] = {}
+    external = set()
     for name, entry in entries.items():
+        here = f"{where}: services.{name}"
+        _only(entry, ("address", "external"), here)
         socket = "carina" if name == "gateway" else daemon(name)
-        addresses[name] = _text(entry, "address", f"{where}: services.{name}", f"unix://{state / socket}.sock")
-        socket_path(addresses[name])
+        address = _text(entry, "address", here, f"unix://{state / socket}.sock")
+        path = socket_path(address)
+        for other, taken in addresses.items():
+            if socket_path(taken) == path:
+                raise InvalidArgument(f"{here}: address {address} is that of services.{other}")
+        addresses[name] = address
         if not isinstance(entry.get("external", False), bool):
-            raise InvalidArgument(f"{where}: services.{name}: external must be true or false")
+            raise InvalidArgument(f"{here}: external must be true or false")
         if entry.get("external"):
             external.add(name)
     return addresses, frozenset(external)
@@ -186,7 +206,8 @@ def _proxy_plugins(table: Mapping[str, Any], where: str) -> dict[str, ProxyPlugi
     for name in table:
         entry = _table(table, name, f"{where}: proxy_plugins")
         here = f"{where}: proxy_plugins.{name}"
-        fields = {key: _text(entry, key, here) for key in ("type", "address", "namespace", "snapshotter", "lease")}
+        _only(entry, _PLUGIN_KEYS, here)
+        fields = {key: _text(entry, key, here) for key in _PLUGIN_KEYS}
         if fields["type"] not in PLUGIN_TYPES:
             raise InvalidArgument(f"{here}: type {fields['type']!r} is not one of {', '.join(PLUGIN_TYPES)}")
         socket_path(fields["address"])

@@ -63,6 +63,31 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, sentence: str) -> None:
         config.load(written(tmp_path, text))
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[services.content]\nadress = "unix:///a"', "services.content: unknown key 'adress'"),
+        ('[services.snapshots."../up"]', "'../up' is not valid"),
+        ('[services.content]\naddress = ""', "address must not be empty"),
+        ('root = ""', "root must not be empty"),
+        ('[services.tasks]\naddress = "unix:///a"\n[services.images]\naddress = "unix:///a"', "is that of services"),
+        ('[proxy_plugins.x]\ntype = "snapshot"\naddress = "unix:///a"\nplatform = "p"', "unknown key 'platform'"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    """A misspelt key, an empty path, a name that leaves the directory and an address given twice are named."""
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidArgument, match=sentence):
+        config.load(path)
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    """What can't be read is said in a sentence."""
+    with pytest.raises(InvalidArgument, match="can't be read: Is a directory"):
+        config.load(tmp_path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """A file that was asked for and is not there is not silently replaced by defaults."""
     with pytest.raises(NotFound, match=r"absent\.toml does not exist"):
