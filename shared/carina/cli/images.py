@@ -1,7 +1,8 @@
 """images: the image records of a namespace."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -12,6 +13,10 @@ from carina.reference import normalize
 
 if TYPE_CHECKING:
     from carina.client import Client
+
+
+LOOKUPS: Final = 8
+"""Images whose manifests are read at a time."""
 
 
 @click.group()
@@ -28,7 +33,8 @@ def list_(target: Target, quiet: bool, filters: Sequence[str]) -> None:
 
     async def work(client: "Client") -> list[tuple[Image, int]]:
         found = await client.images.list(filters)
-        return [(image, 0 if quiet else await _size(client, image)) for image in found]
+        sizes = {} if quiet else await _sizes(client, found)
+        return [(image, sizes.get(image.target.digest, 0)) for image in found]
 
     found = target.run(work)
     if quiet:
@@ -47,6 +53,22 @@ def list_(target: Target, quiet: bool, filters: Sequence[str]) -> None:
             for i, count in found
         ],
     )
+
+
+async def _sizes(client: "Client", images: Sequence[Image]) -> dict[str, int]:
+    """Size by digest, each looked up once, some at a time."""
+    waiting = {image.target.digest: image for image in images}
+    sizes: dict[str, int] = {}
+
+    async def look_up() -> None:
+        while waiting:
+            digest, image = waiting.popitem()
+            sizes[digest] = await _size(client, image)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(min(LOOKUPS, len(waiting))):
+            group.create_task(look_up(), name=f"look up sizes {number}")
+    return sizes
 
 
 async def _size(client: "Client", image: Image) -> int:

@@ -1,6 +1,6 @@
 """snapshots: the snapshots of a namespace in one snapshotter."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -52,16 +52,28 @@ def list_(target: Target, quiet: bool, filters: Sequence[str]) -> None:
 @click.pass_obj
 def tree(target: Target) -> None:
     """Show which snapshot stands on which."""
-    found = _list(target)
+    for line in tree_lines(_list(target)):
+        click.echo(output.plain(line))
+
+
+def tree_lines(found: Sequence[Info]) -> Iterator[str]:
+    """Each snapshot once, below its parent where that is there too: a faulty back end may name any parent."""
     children: dict[str, list[Info]] = {}
     for info in found:
         children.setdefault(info.parent, []).append(info)
-    stack = [(info, 0) for info in reversed(children.get("", []))]
-    while stack:
-        info, depth = stack.pop()
-        mark = "" if info.kind is Kind.COMMITTED else f"  ({info.kind.name.lower()})"
-        click.echo(f"{'  ' * depth}{'└ ' if depth else ''}{info.name}{mark}")
-        stack += [(child, depth + 1) for child in reversed(children.get(info.name, []))]
+    names = {info.name for info in found}
+    shown: set[str] = set()
+    # Those of a cycle have no top; they come last, from where they are met first.
+    for top in [*(info for info in found if info.parent not in names), *found]:
+        stack = [(top, 0)]
+        while stack:
+            info, depth = stack.pop()
+            if info.name in shown:
+                continue
+            shown.add(info.name)
+            mark = "" if info.kind is Kind.COMMITTED else f"  ({info.kind.name.lower()})"
+            yield f"{'  ' * depth}{'└ ' if depth else ''}{info.name}{mark}"
+            stack += [(child, depth + 1) for child in reversed(children.get(info.name, []))]
 
 
 @snapshots.command("info")

@@ -69,11 +69,18 @@ async def config_of(content: ContentStore, image: Image, matcher: platforms.Matc
 
 
 async def walk(content: ContentStore, root: Descriptor) -> AsyncIterator[tuple[Descriptor, int]]:
-    """Every descriptor of an image with its depth, top first, those included whose content is not there."""
+    """Every descriptor of an image with its depth, top first, those included whose content is not there.
+
+    What is referred to again and again is followed once: few small indexes could name billions of descriptors.
+    """
     stack = [(root, 0)]
+    followed: set[Digest] = set()
     while stack:
         descriptor, depth = stack.pop()
         yield descriptor, depth
+        if descriptor.digest in followed:
+            continue
+        followed.add(descriptor.digest)
         try:
             document = parse(await read(content, descriptor), descriptor) if _has_children(descriptor) else None
         except NotFound:
