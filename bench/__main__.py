@@ -106,7 +106,7 @@ def running(report: Report, carina: Carina, containerd: Containerd, registry: Re
     report.add("ctr run --rm IMAGE true", "ms", ours, theirs)
 
     def own() -> None:
-        full = [BIN / "carina", "--address", f"unix://{carina.socket}", "-n", carina.namespace]
+        full = [str(BIN / "carina"), "--address", f"unix://{carina.socket}", "-n", carina.namespace]
         subprocess.run(
             [*full, "run", "--rm", reference, "bench-own", "true"], capture_output=True, check=True, timeout=60
         )
@@ -124,7 +124,7 @@ def pulling(report: Report, carina: Carina, containerd: Containerd, registry: Re
         command(peer, "images", "pull", "--plain-http", reference)
 
     def own() -> None:
-        full = [BIN / "carina", "--address", f"unix://{carina.socket}", "-n", carina.namespace]
+        full = [str(BIN / "carina"), "--address", f"unix://{carina.socket}", "-n", carina.namespace]
         subprocess.run([*full, "pull", "-q", "--plain-http", reference], capture_output=True, check=True, timeout=300)
 
     def remove(peer: Peer) -> None:

@@ -70,9 +70,14 @@ class Containerd:
         wait_until(lambda: answers(self.socket), "containerd")
 
     def stop(self) -> None:
-        assert self._process is not None
+        if self._process is None:
+            return
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(30)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def pids(self) -> list[int]:
         assert self._process is not None
@@ -97,8 +102,8 @@ def wait_until(done: "object", what: str, seconds: float = 30) -> None:
 def containerd() -> Iterator[Containerd]:
     directory = Path(tempfile.mkdtemp(prefix="bench-", dir="/tmp"))
     peer = Containerd(directory)
-    peer.start()
     try:
+        peer.start()
         yield peer
     finally:
         peer.stop()

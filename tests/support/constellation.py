@@ -105,7 +105,11 @@ class Constellation:
             self.ctr("images", "rm", "--sync", *images, check=False)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -113,6 +117,8 @@ class Constellation:
             with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
                 self.clean_namespace()
         self.stop()
+        # A supervisor that was killed, or detached, leaves services.
+        subprocess.run([str(BIN / "carina"), "down", *self.paths], capture_output=True, timeout=90, check=False)
         self._unmount()
         self._remove_cgroups()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -120,7 +126,7 @@ class Constellation:
     def _unmount(self) -> None:
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for mount in reversed(mounts):
-            if mount.startswith(os.fspath(self.directory)):
+            if mount.startswith(f"{self.directory}/"):
                 subprocess.run(["umount", "--lazy", mount], check=False)
 
     def _remove_cgroups(self) -> None:

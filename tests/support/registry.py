@@ -53,7 +53,11 @@ class Registry:
             self._process = subprocess.Popen(
                 [BINARY, "serve", path], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
