@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from carina.aio.finish import or_undo
 from carina.aio.threads import in_thread
 from carina.errors import NotFound, Unavailable
 from carina.linux.errnos import translated
@@ -101,7 +102,7 @@ async def run(
     out, err = _Pipe(), _Pipe()
     try:
         try:
-            process = await asyncio.create_subprocess_exec(
+            starting = asyncio.create_subprocess_exec(
                 str(binary),
                 *arguments,
                 cwd=directory,
@@ -111,6 +112,8 @@ async def run(
                 stderr=err.writer,
                 start_new_session=True,
             )
+            # uvloop leaves a process behind whose start is cancelled.
+            process = await or_undo(starting, _killed)
         except FileNotFoundError as error:
             raise NotFound(f"shim {binary} can't be executed: it or its directory is not there") from error
         except OSError as error:
@@ -133,8 +136,12 @@ async def _finished(process: asyncio.subprocess.Process, what: str, seconds: flo
     except TimeoutError as error:
         raise Unavailable(f"{what}: not finished within {seconds:g} s, killed") from error
     finally:
-        if process.returncode is None:
-            # The group's id is the process's: it leads a session of its own, and has not been reaped.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+        await _killed(process)
+
+
+async def _killed(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        # The group's id is the process's: it leads a session of its own, and has not been reaped.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
