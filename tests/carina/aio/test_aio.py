@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from carina.aio.finish import finish
+from carina.aio.finish import finish, or_undo
 from carina.aio.locks import KeyedLock
 from carina.aio.threads import SIZE, in_thread
 from carina.errors import Unavailable
@@ -146,3 +146,26 @@ async def test_finish_gives_results_and_errors() -> None:
     with pytest.raises(asyncio.CancelledError) as caught:
         await task
     assert isinstance(caught.value.__cause__, ValueError) or caught.value.__cause__ is None
+
+
+async def test_what_was_made_in_spite_of_a_cancellation_is_undone() -> None:
+    """Whoever is cancelled in the middle has the work completed, then undone; one who is not, or fails, undoes nothing."""
+    undone: list[int] = []
+
+    async def work(result: int) -> int:
+        await asyncio.sleep(0.02)
+        if result < 0:
+            raise Unavailable("gone")
+        return result
+
+    async def undo(result: int) -> None:
+        undone.append(result)
+
+    assert await or_undo(work(1), undo) == 1
+    for result in (2, -1):
+        task = asyncio.create_task(or_undo(work(result), undo))
+        await asyncio.sleep(0.005)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert undone == [2]
