@@ -149,7 +149,7 @@ async def test_finish_gives_results_and_errors() -> None:
 
 
 async def test_what_was_made_in_spite_of_a_cancellation_is_undone() -> None:
-    """Whoever is cancelled in the middle has the work completed, then undone; one who is not, or fails, undoes nothing."""
+    """Cancelled in the middle, work is completed, then undone; work that is not cancelled, or fails, is not undone."""
     undone: list[int] = []
 
     async def work(result: int) -> int:
