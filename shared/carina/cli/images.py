@@ -97,7 +97,7 @@ def check(target: Target, filters: Sequence[str], snapshotter: str) -> None:
 
 
 async def _check(client: "Client", image: Image, snapshotter: str) -> tuple[str, ...]:
-    from carina.client.image import config_of, manifest_of
+    from carina.client.image import describe, manifest_of
     from carina.errors import CarinaError, NotFound
     from carina.images.manifest import chain_ids
 
@@ -111,7 +111,7 @@ async def _check(client: "Client", image: Image, snapshotter: str) -> tuple[str,
     unpacked = "false"
     if manifest.config in have:
         try:
-            chain = chain_ids((await config_of(client.content, image)).diff_ids)
+            chain = chain_ids((await describe(client.content, image)).config.diff_ids)
             await client.snapshotter(snapshotter).stat(chain[-1])
             unpacked = "true"
         except (NotFound, IndexError):

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from carina import labels, platforms
 from carina.content import ContentStore, Info
@@ -62,10 +63,26 @@ def _choose(index: Index, matcher: platforms.Matcher, name: str) -> Descriptor:
     return min(ranked, key=lambda one: one[:3])[3]
 
 
-async def config_of(content: ContentStore, image: Image, matcher: platforms.Matcher | None = None) -> Config:
-    """The configuration for a platform, this machine's by default."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What an image is on one platform."""
+
+    manifest: Manifest
+    config: Config
+
+
+async def describe(content: ContentStore, image: Image, matcher: platforms.Matcher | None = None) -> Described:
+    """Read manifest and configuration for a platform, this machine's by default.
+
+    Raises:
+        NotFound: the image has none for that platform, or its content is not there.
+        DataLoss: they don't agree on the number of layers.
+    """
     _, manifest = await manifest_of(content, image, matcher)
-    return parse_config(await read(content, manifest.config), manifest.config)
+    config = parse_config(await read(content, manifest.config), manifest.config)
+    if len(config.diff_ids) != len(manifest.layers):
+        raise DataLoss(f"image {image.name}: {len(manifest.layers)} layers but {len(config.diff_ids)} diff ids")
+    return Described(manifest=manifest, config=config)
 
 
 async def walk(content: ContentStore, root: Descriptor) -> AsyncIterator[tuple[Descriptor, int]]:
@@ -93,26 +110,36 @@ def _has_children(descriptor: Descriptor) -> bool:
     return is_index(descriptor.media_type) or is_manifest(descriptor.media_type)
 
 
-async def unpack(content: ContentStore, snapshotter: Snapshotter, differ: Differ, name: str, image: Image) -> Digest:
-    """Make an image's layers snapshots of `snapshotter` (`name`), those that are not yet; returns the top one's name.
+async def unpack(
+    content: ContentStore, snapshotter: Snapshotter, differ: Differ, image: Described, *, name: str
+) -> str:
+    """Make an image's layers snapshots of `snapshotter`, called `name`, those that are not yet.
+
+    Returns:
+        The key of the top one; empty for an image without layers.
 
     Raises:
         DataLoss: a layer is not what the image's configuration says.
     """
-    _, manifest = await manifest_of(content, image)
-    config = parse_config(await read(content, manifest.config), manifest.config)
-    if len(config.diff_ids) != len(manifest.layers):
-        raise DataLoss(f"image {image.name}: {len(manifest.layers)} layers but {len(config.diff_ids)} diff ids")
+    chain = chain_ids(image.config.diff_ids)
+    if not chain or await _exists(snapshotter, chain[-1]):
+        return chain[-1] if chain else ""
     parent = ""
-    for layer, diff_id, chain in zip(manifest.layers, config.diff_ids, chain_ids(config.diff_ids), strict=True):
-        try:
-            await snapshotter.stat(chain)
-        except NotFound:
-            await _apply(snapshotter, differ, layer, diff_id, chain, parent)
-        parent = chain
-    key = f"{labels.GC_REF_SNAPSHOT}.{name}"
-    await content.update(Info(digest=manifest.config.digest, labels={key: parent}), [f"labels.{key}"])
-    return Digest(parent)
+    for layer, diff_id, key in zip(image.manifest.layers, image.config.diff_ids, chain, strict=True):
+        if not await _exists(snapshotter, key):
+            await _apply(snapshotter, differ, layer, diff_id, key, parent)
+        parent = key
+    label = f"{labels.GC_REF_SNAPSHOT}.{name}"
+    await content.update(Info(digest=image.manifest.config.digest, labels={label: parent}), [f"labels.{label}"])
+    return parent
+
+
+async def _exists(snapshotter: Snapshotter, key: str) -> bool:
+    try:
+        await snapshotter.stat(key)
+    except NotFound:
+        return False
+    return True
 
 
 async def _apply(

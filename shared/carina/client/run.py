@@ -13,7 +13,7 @@ from carina import context, labels
 from carina.aio.finish import or_undo
 from carina.aio.threads import in_thread
 from carina.client.client import Client
-from carina.client.image import config_of, unpack
+from carina.client.image import describe, unpack
 from carina.containers import Container
 from carina.diff.client import RemoteDiffer
 from carina.errors import CarinaError, NotFound
@@ -88,16 +88,16 @@ async def create(client: Client, image: Image, wish: Wish) -> Container:
 
 async def _create(client: Client, image: Image, wish: Wish, name: str, runtime: str) -> Container:
     snapshotter = client.snapshotter(name)
-    config = await config_of(client.content, image)
-    top = await unpack(client.content, snapshotter, RemoteDiffer(client.channel), name, image)
+    described = await describe(client.content, image)
+    top = await unpack(client.content, snapshotter, RemoteDiffer(client.channel), described, name=name)
     preparing = snapshotter.prepare(wish.id, top, {labels.GC_ROOT: _now()})
     mounts = await or_undo(preparing, lambda _: snapshotter.remove(wish.id))
     try:
-        spec = await _spec(config, wish, mounts)
+        spec = await _spec(described.config, wish, mounts)
         container = Container(
             id=wish.id,
             image=image.name,
-            labels={**_image_labels(config, image.name), **wish.labels},
+            labels={**_image_labels(described.config, image.name), **wish.labels},
             runtime=Runtime(name=runtime),
             spec=TypedValue(oci.TYPE_URL, json.dumps(spec).encode()),
             snapshotter=name,
