@@ -11,8 +11,6 @@ import pytest
 
 from support.constellation import BIN, Constellation
 
-FIFOS = Path("/run/carina/fifo")
-
 
 def command(constellation: Constellation, *arguments: str) -> list[str]:
     return [str(BIN / "carina"), "-a", constellation.address, "-n", constellation.namespace, *arguments]
@@ -68,14 +66,16 @@ def test_output_that_nobody_reads_ends_the_run(constellation: Constellation, pul
 def test_a_signal_at_any_moment_leaves_nothing(constellation: Constellation, pulled: str, number: int) -> None:
     """A signal while a container is being made undoes what was made; later it goes to the process."""
     loop = 'trap "exit 9" INT TERM HUP; while :; do sleep 0.05; done'
-    before = set(FIFOS.iterdir()) if FIFOS.exists() else set()
     for moment in range(8):
-        with subprocess.Popen(command(constellation, "run", "--rm", pulled, f"cut{moment}", "sh", "-c", loop)) as run:
+        line = command(constellation, "run", "--rm", pulled, f"cut{moment}", "sh", "-c", loop)
+        with subprocess.Popen(line, stderr=subprocess.PIPE) as run:
             time.sleep(0.15 + moment * 0.05)
             run.send_signal(number)
-            assert run.wait(30) in (9, 130, -number, 128 + number)
+            _, said = run.communicate(timeout=30)
+            # On a busy machine the interpreter itself may still be starting: it ends with 1 and says so.
+            assert run.returncode in (9, 130, -number, 128 + number) or b"import site" in said, (run.returncode, said)
     nothing_left(constellation)
-    assert {path for path in FIFOS.iterdir() if path not in before} == set()
+    assert list((constellation.state / "fifo").iterdir()) == []
 
 
 def test_an_interrupted_exec_ends_its_process(constellation: Constellation, pulled: str) -> None:

@@ -64,7 +64,8 @@ class Signals:
     async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         for number in self._numbers:
             asyncio.get_running_loop().remove_signal_handler(number)
-        if self._cancelled_by and kind is asyncio.CancelledError:
+        # A call that was cut off may fail in its own way; that is no news to whoever cut it off.
+        if self._cancelled_by and kind is not None and issubclass(kind, asyncio.CancelledError | CarinaError):
             raise click.exceptions.Exit(128 + self._cancelled_by)
 
 
@@ -86,7 +87,7 @@ class Foreground:
         from carina.aio.finish import or_undo
         from carina.client.stdio import streams
 
-        async with streams(terminal=self.tty, stdin=True) as pipes:
+        async with streams(self.client.fifo_directory, terminal=self.tty, stdin=True) as pipes:
             await or_undo(make(pipes.stdio), lambda _: self.discard())
             try:
                 status = await self._attend(pipes)

@@ -7,6 +7,7 @@ async with Client("unix:///run/carina/carina.sock") as client:
 """
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from carina.config import socket_path
@@ -45,6 +46,11 @@ class Client:
         self.address = address
         self._content, self._images, self._tasks = content, images, tasks
         self._snapshotters = dict(snapshotters or {})
+
+    @property
+    def fifo_directory(self) -> Path:
+        """Where the FIFOs of processes go: beside the server's socket, as containerd's clients have them."""
+        return socket_path(self.address).parent / "fifo"
 
     @cached_property
     def channel(self) -> Channel:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from carina.aio.finish import or_undo
@@ -20,7 +21,6 @@ from carina.tasks import Stdio
 CHUNK: Final = 64 * 1024
 PIPE_BUF: Final = 4096
 """Bytes that a pipe takes without blocking once it is writable (pipe(7))."""
-FIFO_DIRECTORY: Final = "/run/carina/fifo"
 
 T = TypeVar("T")
 
@@ -173,9 +173,9 @@ async def _until(add: Callable[..., Any], remove: Callable[[int], Any], descript
 
 
 @contextlib.asynccontextmanager
-async def streams(*, terminal: bool = False, stdin: bool = False) -> AsyncIterator[Streams]:
-    """FIFOs for one process, gone when the block ends."""
-    making = asyncio.to_thread(_make, terminal=terminal, stdin=stdin)
+async def streams(below: Path, *, terminal: bool = False, stdin: bool = False) -> AsyncIterator[Streams]:
+    """FIFOs for one process in a new directory below `below`, gone when the block ends."""
+    making = asyncio.to_thread(_make, below, terminal=terminal, stdin=stdin)
     made = await or_undo(making, lambda streams: streams.close())
     try:
         yield made
@@ -183,6 +183,6 @@ async def streams(*, terminal: bool = False, stdin: bool = False) -> AsyncIterat
         await made.close()
 
 
-def _make(*, terminal: bool, stdin: bool) -> Streams:
-    os.makedirs(FIFO_DIRECTORY, mode=0o700, exist_ok=True)
-    return Streams(tempfile.mkdtemp(dir=FIFO_DIRECTORY), terminal=terminal, stdin=stdin)
+def _make(below: Path, *, terminal: bool, stdin: bool) -> Streams:
+    below.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Streams(tempfile.mkdtemp(dir=below), terminal=terminal, stdin=stdin)

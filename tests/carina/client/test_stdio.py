@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from carina.client import stdio
 from carina.client.stdio import Streams, streams
 
 pytestmark = pytest.mark.root
@@ -25,8 +24,8 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 @pytest.fixture
-async def made() -> AsyncIterator[Streams]:
-    async with streams(stdin=True) as running:
+async def made(tmp_path: Path) -> AsyncIterator[Streams]:
+    async with streams(tmp_path / "fifo", stdin=True) as running:
         yield running
 
 
@@ -159,13 +158,14 @@ async def test_a_child_that_keeps_the_output_open_is_not_waited_for(made: Stream
         os.close(end)
 
 
-async def test_nothing_stays(pipe: tuple[int, int]) -> None:
+async def test_nothing_stays(pipe: tuple[int, int], tmp_path: Path) -> None:
     """After the block, cut off or not, neither FIFO nor directory is left, and only root could reach them."""
-    async with streams(stdin=True) as made:
+    async with streams(tmp_path / "fifo", stdin=True) as made:
         directory = Path(made.stdio.stdout).parent
         assert directory.stat().st_mode & 0o777 == 0o700
         assert Path(made.stdio.stdout).stat().st_mode & 0o777 == 0o600
-        assert directory.parent == Path(stdio.FIFO_DIRECTORY)
+        assert (tmp_path / "fifo").stat().st_mode & 0o777 == 0o700
+        assert directory.parent == tmp_path / "fifo"
         made.copy_output({"stdout": pipe[1]})
         made.copy_input(pipe[0], nothing)
     assert not directory.exists()
