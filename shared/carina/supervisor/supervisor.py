@@ -261,6 +261,11 @@ def open_log(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
+def _is_strange(path: Path) -> bool:
+    """Whether a directory holds something, but no lock of ours. (A new tmpfs is sticky, and empty.)"""
+    return not (path / "lock").exists() and any(path.iterdir())
+
+
 def make_directories(config: Config) -> None:
     """Root 0700, state 0711, tightened where they are wider; the gateway's socket is what others may reach.
 
@@ -270,7 +275,7 @@ def make_directories(config: Config) -> None:
     for path, mode in ((config.root, 0o700), (config.state, 0o711)):
         try:
             path.mkdir(parents=True, exist_ok=True, mode=mode)
-            if path.stat().st_mode & stat.S_ISVTX or path == Path("/"):
+            if path == Path("/") or (path.stat().st_mode & stat.S_ISVTX and _is_strange(path)):
                 raise FailedPrecondition(f"directory {path} is shared with others: give the constellation its own")
             path.chmod(mode)
         except OSError as error:

@@ -94,9 +94,13 @@ def test_a_large_log_is_put_aside(tmp_path: Path) -> None:
 
 
 def test_directories_that_are_everybodys_are_left_alone(tmp_path: Path) -> None:
-    """A sticky directory like /tmp is refused and keeps its mode; a file in the way is named."""
+    """A sticky directory in use, like /tmp, is refused and keeps its mode; a file in the way is named."""
     shared = tmp_path / "shared"
     shared.mkdir()
+    shared.chmod(0o1777)
+    make_directories(load(root=shared, state=tmp_path / "s"))
+    assert shared.stat().st_mode & 0o7777 == 0o700
+    (shared / "somebody's").touch()
     shared.chmod(0o1777)
     with pytest.raises(FailedPrecondition, match="shared with others"):
         make_directories(load(root=shared, state=tmp_path / "s"))
