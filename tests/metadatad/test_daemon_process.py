@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -103,18 +104,22 @@ def test_ctr_images_label(metadatad: Process) -> None:
 def test_ctr_events(metadatad: Process) -> None:
     """ctr shows events with their payload, and its stream does not hold up the end of the service."""
     command = ["ctr", "-a", str(metadatad.socket), "events"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as events:
-        assert events.stdout is not None
-        os.set_blocking(events.stdout.fileno(), False)
-        text, limit = "", time.monotonic() + 10
-        while '/namespaces/create {"name":"ns' not in text:
-            assert time.monotonic() < limit
-            metadatad.ctr("namespaces", "create", f"ns{time.monotonic_ns()}")
-            text += events.stdout.read() or ""
-        start = time.monotonic()
-        assert metadatad.stop() == 0
-        assert time.monotonic() - start < 3
-        events.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as events:
+        try:
+            assert events.stdout is not None
+            seen, limit = b"", time.monotonic() + 20
+            while b'/namespaces/create {"name":"ns' not in seen:
+                assert time.monotonic() < limit
+                metadatad.ctr("namespaces", "create", f"ns{time.monotonic_ns()}")
+                while select.select([events.stdout], [], [], 0.1)[0] and (
+                    data := os.read(events.stdout.fileno(), 4096)
+                ):
+                    seen += data
+            start = time.monotonic()
+            assert metadatad.stop() == 0
+            assert time.monotonic() - start < 3
+        finally:
+            events.kill()
 
 
 def test_acknowledged_survives_sudden_death(metadatad: Process) -> None:
