@@ -36,7 +36,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             config.address, [introspection], name="gatewayd", gid=config.gid, grace=config.grace, route=route
         )
         listener = await stack.enter_async_context(listening)
-        await asyncio.gather(*(watch.look(name, channel, listener.health) for name, channel in channels.items()))
+        await watch.settle(channels, listener.health)
         lifetime.ready()
         async with asyncio.TaskGroup() as group:
             watching = [

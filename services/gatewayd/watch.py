@@ -1,7 +1,9 @@
 """Looks after the services behind the gateway, and says in its health which of them answer."""
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from carina import context
@@ -17,10 +19,29 @@ UP_SECONDS: Final = 2.0
 DOWN_SECONDS: Final = 0.25
 """Time between two looks at a service that answered last time, and at one that did not."""
 ANSWER_SECONDS: Final = 2.0
+SETTLE_SECONDS: Final = 2.0
+"""How long we are not ready for services that don't answer at the start."""
+SETTLE_PAUSE: Final = 0.02
 
 
 class Health(Protocol):
     def set(self, name: str, serving: bool) -> None: ...
+
+
+async def settle(channels: Mapping[str, Channel], health: Health) -> None:
+    """Look until every service has answered once, for some seconds at the most.
+
+    Services that start together with us need a moment; whoever waits for our readiness finds a health that is true.
+    """
+    waiting = dict(channels)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SETTLE_SECONDS):
+            while True:
+                answers = await asyncio.gather(*(look(name, channel, health) for name, channel in waiting.items()))
+                waiting = {name: waiting[name] for name, serving in zip(waiting, answers, strict=True) if not serving}
+                if not waiting:
+                    return
+                await asyncio.sleep(SETTLE_PAUSE)
 
 
 async def watch(name: str, channel: Channel, health: Health) -> None:

@@ -195,6 +195,7 @@ def test_up_detached_returns_when_ready() -> None:
             check=False,
         )
         assert (up.returncode, up.stdout) == (0, f"carina is ready on {constellation.address}\n")
+        assert constellation.carina("status", *constellation.paths).status == 0
         assert "2.3" in constellation.ctr("version").output
     finally:
         constellation.carina("down", *constellation.paths)
