@@ -1,6 +1,7 @@
 """What a connection writes: collected, and sent once per turn of the event loop."""
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 WRITE_BUFFER: Final = 1 << 20
@@ -41,10 +42,11 @@ class Output:
         parts, self._parts, self._size = self._parts, [], 0
         if not parts or self._transport.is_closing():
             return
-        if len(parts) == 1:
-            self._transport.write(parts[0])
-        else:
-            self._transport.writelines(parts)
+        with suppress(RuntimeError):  # uvloop: the transport of a cancelled connect is closed, and does not say so
+            if len(parts) == 1:
+                self._transport.write(parts[0])
+            else:
+                self._transport.writelines(parts)
 
     def pause(self) -> None:
         self.paused = True
