@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from carina import faults
 from carina.content import Info
 from carina.digest import HEX_LENGTHS, Digest
 from carina.errors import CarinaError, DataLoss, FailedPrecondition, InvalidArgument, NotFound
@@ -152,6 +153,7 @@ def write_file(path: str, data: bytes) -> None:
         raise
     finally:
         os.close(fd)
+    faults.point("contentd.labels.written")
     os.rename(temporary, path)
 
 
@@ -245,7 +247,9 @@ def delete(layout: Layout, digest: Digest) -> None:
         raise not_found(digest) from None
     except OSError as error:
         raise failed(error, f"deleting content {digest}") from error
+    faults.point("contentd.delete.unlinked")
     remove_labels(layout, digest)
+    faults.point("contentd.delete.unlabelled")
 
 
 def open_blob(layout: Layout, digest: Digest) -> tuple[int, int]:

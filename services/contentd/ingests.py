@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from carina import faults
 from carina.content import Status
 from carina.digest import Digest
 from carina.errors import AlreadyExists, CarinaError, DataLoss, InvalidArgument, NotFound, OutOfRange
@@ -104,6 +105,7 @@ class Ingest:
             files_of["expected"] = self.expected.encode()
         for name, data in files_of.items():
             _write(f"{self.path}/{name}", data)
+        faults.point("contentd.ingest.described")
         self._fd = os.open(f"{self.path}/data", _OPEN | os.O_EXCL, 0o600)
         self._hasher = hashlib.new(self._algorithm, usedforsecurity=False)
 
@@ -183,10 +185,12 @@ class Ingest:
     def seal(self) -> None:
         """Make the bytes durable and the file read-only. A disk that fails here makes them worthless."""
         try:
+            faults.point("contentd.commit.written")
             os.fchmod(self._fd, 0o444)
             now = time.time_ns()
             os.utime(self._fd, ns=(now, now))
             os.fsync(self._fd)
+            faults.point("contentd.commit.synced")
         except OSError as error:
             failure = self._failed(error, "flushing")
             if isinstance(failure, DataLoss):
@@ -203,10 +207,13 @@ class Ingest:
                 files.flush_directory(os.path.dirname(self.layout.labels(digest)))
             else:
                 files.remove_labels(self.layout, digest)
+            faults.point("contentd.commit.labelled")
             os.rename(f"{self.path}/data", self.layout.blob(digest))
+            faults.point("contentd.commit.named")
         except OSError as error:
             raise self._failed(error, "committing") from error
         self.remove()
+        faults.point("contentd.commit.removed")
 
     def pause(self, *, flush: bool = True) -> Progress | None:
         """Close the ingest to be resumed later. Returns the hash where it is known."""

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol, Self
 
+from carina import faults
 from carina import labels as label_rules
 from carina.aio.finish import finish
 from carina.aio.locks import KeyedLock
@@ -125,6 +126,7 @@ class LocalWriter:
                         await in_thread(self._ingest.publish, digest, labels)
                     finally:
                         await self._flush.directory(self._ingest.layout.blobs(digest.algorithm))
+                        faults.point("contentd.commit.flushed")
             except AlreadyExists:
                 await in_thread(self._ingest.remove)
                 self._end(State.ABORTED, None)

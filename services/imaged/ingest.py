@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Final
 
-from carina import context
+from carina import context, faults
 from carina.content import ContentStore, DescriptorLane, Writer
 from carina.descriptor import Descriptor
 from carina.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, Unavailable, Unimplemented
@@ -71,6 +71,7 @@ async def _commit(store: ContentStore, descriptor: Descriptor, labels: Mapping[s
             )
         with context.deadline(COMMIT_SECONDS):
             await writer.commit(size=descriptor.size, expected=descriptor.digest, labels=labels)
+            faults.point("imaged.content.committed")
     return True
 
 

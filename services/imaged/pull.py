@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from carina import context
+from carina import context, faults
 from carina.aio.finish import finish
 from carina.aio.locks import KeyedLock
 from carina.content import ContentStore
@@ -161,6 +161,7 @@ async def record(
         image = Image(name=name, target=target, labels=labels)
         with context.deadline(CALL_SECONDS):
             images.append(await _put(store, image))
+        faults.point("imaged.image.recorded")
     return images
 
 
@@ -186,6 +187,7 @@ async def lease(leases: LeaseManager | None) -> AsyncIterator[None]:
     expire = (datetime.now(UTC) + timedelta(hours=LEASE_HOURS)).strftime("%Y-%m-%dT%H:%M:%SZ")
     with context.deadline(CALL_SECONDS):
         made = await leases.create(Lease(id=f"imaged-{secrets.token_hex(12)}", labels={GC_EXPIRE: expire}))
+    faults.point("imaged.lease.made")
     try:
         with context.within(lease=made.id):
             yield
@@ -196,6 +198,7 @@ async def lease(leases: LeaseManager | None) -> AsyncIterator[None]:
 async def _end(leases: LeaseManager, id: str) -> None:
     try:
         with context.deadline(CALL_SECONDS):
+            faults.point("imaged.lease.ending")
             await leases.delete(id)
     except CarinaError as error:
         _log.warning("lease %s is left to expire: %s", id, error)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from carina import context
+from carina import context, faults
 from carina.aio.finish import finish
 from carina.aio.locks import KeyedLock
 from carina.content import ContentStore, Info
@@ -86,6 +86,7 @@ class Unpacker:
         if not chain:
             return None
         await self._label(document.config.digest, f"{GC_REF_SNAPSHOT}.{self.name}", str(chain[-1]))
+        faults.point("imaged.unpack.referred")
         return chain[-1]
 
     async def _layer(self, layer: _Layer, ready: Ready) -> None:
@@ -95,13 +96,16 @@ class Unpacker:
             if prepared is None:
                 return
             key, mounts = prepared
+            faults.point("imaged.unpack.prepared")
             committed = False
             try:
                 await ready(layer.number)
                 await self._apply(layer, mounts)
+                faults.point("imaged.unpack.applied")
                 with context.deadline(COMMIT_SECONDS):
                     await self._snapshotter.commit(str(layer.chain_id), key, self._labels(layer))
                 committed = True
+                faults.point("imaged.unpack.committed")
             except AlreadyExists:
                 # Somebody else, with another client, was faster.
                 pass

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Final, Self
 
-from carina import context
+from carina import context, faults
 from carina.aio.finish import finish
 from carina.content import ContentStore, DescriptorLane, Info, Reader, Status
 from carina.content.descriptors import OpenBlobs
@@ -203,6 +203,7 @@ class NamespacedContentStore:
     async def writer(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> NamespacedWriter:
         call = context.current()
         ingest, size = await self._open(ref, total=total, expected=expected)
+        faults.point("metadatad.content.opened")
         writer = NamespacedWriter(self._store, call=call, namespace=context.namespace(), ingest=ingest, size=size)
         if not ingest.shared:
             await writer.open()

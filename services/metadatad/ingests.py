@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
+from carina import faults
 from carina import labels as rules
 from carina.aio.finish import finish
 from carina.content import ContentStore, Status, Writer
@@ -124,6 +125,7 @@ class NamespacedWriter:
             )
         offset = writer.status.offset
         async with self._store.claims.use(("content", digest)):
+            faults.point("metadatad.content.expected")
             # The back end's answer and the record belong together: whoever gives up waiting gets both or neither.
             return await finish(self._commit_and_record(writer, digest, size=size, offset=offset, labels=labels))
 
@@ -133,7 +135,9 @@ class NamespacedWriter:
         with contextlib.suppress(AlreadyExists):  # in another namespace, or from before a crash
             async with self._store.peer.working():
                 await writer.commit(size=size, expected=digest)
+        faults.point("metadatad.content.committed")
         await self._record(digest, offset, labels)
+        faults.point("metadatad.content.recorded")
         return digest
 
     async def _record(self, digest: Digest, size: int, labels: Labels, *, shared: bool = False) -> None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from carina import context, labels
+from carina import context, faults, labels
 from carina.aio.finish import finish
 from carina.aio.locks import KeyedLock
 from carina.errors import (
@@ -96,6 +96,7 @@ class NamespacedSnapshotter:
         async with self._locked(namespace, {key}):
             await self._settle_earlier({key})
             await self._records.write(discard)
+            faults.point("metadatad.snapshot.discarded")
 
     async def stat(self, key: str) -> Info:
         row = await self._get(key)
@@ -224,11 +225,13 @@ class NamespacedSnapshotter:
         try:
             async with self.peer.working():
                 mounts = await make(intent.backend_key, intent.backend_parent, snaprows.inherited(intent.labels))
+            faults.point("metadatad.snapshot.made")
         except AlreadyExists as error:
             if not intent.labels.get(labels.SNAPSHOT_REF):
                 raise CarinaError(f"snapshotter {self.name} says of a new key: {error}") from error
             raise await self._adopt(intent) from error
         await finish(self._records.write(lambda transaction: snaprows.finish_create(transaction, intent)))
+        faults.point("metadatad.snapshot.recorded")
         return mounts
 
     async def _adopt(self, intent: Intent) -> AlreadyExists:
@@ -264,9 +267,11 @@ class NamespacedSnapshotter:
         try:
             async with self.peer.working():
                 await self.backend.commit(intent.backend_key, intent.backend_source, told, parent)
+            faults.point("metadatad.snapshot.committed")
         except NotFound as error:
             raise NotFound(f"snapshot {intent.source!r} is recorded, but snapshotter {self.name} lost it") from error
         await self._records.write(lambda transaction: snaprows.finish_commit(transaction, intent))
+        faults.point("metadatad.snapshot.renamed")
 
     @contextlib.asynccontextmanager
     async def _intended(self, intent: Intent, begin: Begin) -> AsyncIterator[Intent]:
@@ -279,6 +284,7 @@ class NamespacedSnapshotter:
             raise begun
         self._mine.add(begun.id)
         try:
+            faults.point("metadatad.snapshot.intended")
             yield begun
         except BaseException as error:
             certain = isinstance(error, CarinaError) and not isinstance(error, UNCERTAIN)

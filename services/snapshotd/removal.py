@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from carina import faults
 from carina.aio.threads import in_thread
 from carina.errors import CarinaError
 from carina.linux.mount import unmount_beneath
@@ -110,7 +111,9 @@ def _free(folder: Path, names: Iterable[str]) -> None:
             _log.warning("%s is no snapshot's: left alone", folder / name)
             continue
         if path is not None:
+            faults.point("snapshotd.free.begun")
             _remove(path)
+            faults.point("snapshotd.free.removed")
 
 
 def _remove(path: Path) -> None:

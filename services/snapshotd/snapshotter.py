@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from carina import faults
 from carina import filters as filtering
 from carina import labels as label_rules
 from carina.aio.finish import finish
@@ -85,7 +86,9 @@ class LocalSnapshotter:
             if self._settings.durable:
                 await in_thread(_sync, own)
             size, inodes = await in_thread(measure, own)
+            faults.point("snapshotd.commit.synced")
             await finish(self._records.commit(committed, key, Usage(size=size, inodes=inodes)))
+            faults.point("snapshotd.commit.recorded")
 
     async def remove(self, key: str) -> None:
         async with self._locks.hold(key):
@@ -147,6 +150,7 @@ class LocalSnapshotter:
             try:
                 await in_thread(self._fill, temporary, place, info, parents)
                 chain = await self._records.insert(number, info)
+                faults.point("snapshotd.prepare.recorded")
             except BaseException:
                 await self._directories.discard(temporary)
                 await self._directories.discard(place)
@@ -160,7 +164,9 @@ class LocalSnapshotter:
             self._driver.create(temporary, kind=info.kind, parents=below, labels=info.labels)
             if self._settings.durable:
                 sync_directory(temporary)
+            faults.point("snapshotd.prepare.filled")
             temporary.rename(place)
+            faults.point("snapshotd.prepare.placed")
             if self._settings.durable:
                 sync_directory(place.parent)
         except OSError as error:
@@ -178,7 +184,9 @@ class LocalSnapshotter:
 
     async def _forget(self, key: str) -> None:
         number = await self._records.delete(key, held=frozenset(self._held))
+        faults.point("snapshotd.remove.forgotten")
         await self._directories.discard(self._directories.place(number))
+        faults.point("snapshotd.remove.discarded")
 
     def _mounts(self, key: str, chain: Chain) -> list[Mount]:
         self._check_there(key, (chain.id, *chain.parents))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
 
-from carina import context
+from carina import context, faults
 from carina.errors import CarinaError, InvalidArgument, ResourceExhausted
 from carina.events import Envelope
 from carina.sqlite import Database
@@ -81,6 +81,7 @@ class Outbox:
             ResourceExhausted: too many events wait already.
         """
         recorded = await self._database.write(lambda connection: _record(connection, envelope, subject))
+        faults.point("taskd.outbox.recorded")
         if recorded:
             self._idle.clear()
             self._more.set()
@@ -125,11 +126,13 @@ class Outbox:
                 continue
             self._more.set()
             done = await self._deliver(batch)
+            faults.point("taskd.outbox.forwarded")
             if done:
                 last = batch[done - 1][0]
                 await self._database.write(
                     lambda connection, last=last: connection.execute("DELETE FROM events WHERE number <= ?", (last,))  # type: ignore[misc]
                 )
+                faults.point("taskd.outbox.dropped")
             if done == len(batch):
                 pause = _RETRY_SECONDS[0]
             else:

@@ -14,6 +14,7 @@ from typing import Final
 import uvloop
 from setproctitle import setproctitle
 
+from carina import faults
 from carina.errors import CarinaError
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def _run(name: str, main: Callable[[Lifetime], Awaitable[None]], level: int) -> 
     start_log(name, level)
     status = 0
     try:
+        faults.arm(os.environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_supervise(name, main))
     except* CarinaError as group:

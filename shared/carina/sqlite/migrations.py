@@ -1,14 +1,16 @@
 """Numbered migrations: `0001.sql`, `0002.sql`, ... in a package's `schema` folder.
 
-`PRAGMA user_version` is the number of the last one applied. Each is applied in a transaction of its own.
+`PRAGMA user_version` is the number of the last one applied. Each is applied in a transaction of its own,
+so that a process killed in between leaves the database as it was before or after a migration.
 """
 
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Final
 
+from carina import faults
 from carina.errors import FailedPrecondition, Internal
 
 _NAME: Final = re.compile(r"(\d{4})\.sql")
@@ -43,10 +45,28 @@ def apply(connection: sqlite3.Connection, scripts: Sequence[str], *, name: str) 
             "a newer version has used it"
         )
     for number in range(version + 1, len(scripts) + 1):
-        script = f"BEGIN IMMEDIATE;\n{scripts[number - 1]}\n;PRAGMA user_version = {number};\nCOMMIT;"
         try:
-            connection.executescript(script)
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in statements(scripts[number - 1]):
+                connection.execute(statement)
+                faults.point("sqlite.migration.step")
+            connection.execute(f"PRAGMA user_version = {number}")
+            faults.point("sqlite.migration.applied")
+            connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        faults.point("sqlite.migration.committed")
+
+
+def statements(script: str) -> Iterator[str]:
+    """The statements of a script, each with the comments before it."""
+    statement = ""
+    for part in re.split("(?<=;)", script):
+        statement += part
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        yield statement
