@@ -194,13 +194,15 @@ def begin_commit(transaction: Transaction, intent: Intent) -> Intent | AlreadyEx
     hold(connection, intent, intent.key)
     rebase = bool(intent.parent) and not source.info.parent
     parent = intent.parent if rebase else source.info.parent
-    backend_parent = get(connection, intent.namespace, intent.snapshotter, parent).backend_key if parent else ""
+    below = get(connection, intent.namespace, intent.snapshotter, parent) if parent else None
+    if below is not None and below.info.kind is not Kind.COMMITTED:
+        raise FailedPrecondition(f"parent {parent!r} of snapshot {intent.source!r} is not committed")
     return _write_intent(
         connection,
         msgspec.structs.replace(
             intent,
             parent=parent,
-            backend_parent=backend_parent,
+            backend_parent=below.backend_key if below is not None else "",
             backend_source=source.backend_key,
             rebase=rebase,
         ),

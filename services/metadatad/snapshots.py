@@ -17,6 +17,7 @@ from carina.errors import (
     AlreadyExists,
     CarinaError,
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     Unavailable,
@@ -179,8 +180,8 @@ class NamespacedSnapshotter:
         if intent.action == "commit":
             with contextlib.suppress(NotFound):
                 async with self.peer.answering():
-                    await self.backend.stat(intent.backend_key)
-                happened = True
+                    made = await self.backend.stat(intent.backend_key)
+                happened = not intent.rebase or made.parent == intent.backend_parent
 
         def decide(transaction: Transaction) -> None:
             connection = transaction.connection
@@ -267,6 +268,8 @@ class NamespacedSnapshotter:
         try:
             async with self.peer.working():
                 await self.backend.commit(intent.backend_key, intent.backend_source, told, parent)
+                if parent and (await self.backend.stat(intent.backend_key)).parent != parent:
+                    raise _not_rebased(intent)
             faults.point("metadatad.snapshot.committed")
         except NotFound as error:
             raise NotFound(f"snapshot {intent.source!r} is recorded, but snapshotter {self.name} lost it") from error
@@ -306,6 +309,13 @@ class NamespacedSnapshotter:
             for key in sorted(keys):
                 await stack.enter_async_context(self._keys.hold((namespace, key)))
             yield
+
+
+def _not_rebased(intent: Intent) -> FailedPrecondition:
+    """Snapshotters from before the parent could be named at commit take the word for nothing and answer well."""
+    return FailedPrecondition(
+        f"snapshot {intent.source!r}: snapshotter {intent.snapshotter} can't put it on {intent.parent!r} at commit"
+    )
 
 
 def _validated(stated: Mapping[str, str]) -> dict[str, str]:

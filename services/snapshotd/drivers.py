@@ -39,6 +39,13 @@ class Driver(Protocol):
     def create(self, directory: Path, *, kind: Kind, parents: Sequence[Path], labels: Mapping[str, str]) -> None:
         """Fill the directory of a new snapshot. The same work is undone by removing the directory."""
 
+    def rebase(self, directory: Path, parent: Path, labels: Mapping[str, str]) -> None:
+        """Make a snapshot that was created with `labels` and without parent look as if created on `parent`. Repeatable.
+
+        Raises:
+            InvalidArgument: the driver can't.
+        """
+
     def mounts(self, chain: Chain, place: Place) -> list[Mount]:
         """The mounts of a snapshot that is not committed."""
 

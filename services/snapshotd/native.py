@@ -9,6 +9,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from carina.errors import InvalidArgument
 from carina.linux.errnos import translated
 from carina.linux.filesystem import copy_data
 from carina.mount import Mount
@@ -32,6 +33,9 @@ class Native:
         owner = mapped_root(labels)
         if owner is not None:
             os.lchown(top, *owner)
+
+    def rebase(self, directory: Path, parent: Path, labels: Mapping[str, str]) -> None:
+        raise InvalidArgument("a tree of the native snapshotter was copied from its parent: it can't have another")
 
     def mounts(self, chain: Chain, place: Place) -> list[Mount]:
         writable = chain.kind is Kind.ACTIVE

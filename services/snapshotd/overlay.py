@@ -18,6 +18,7 @@ from snapshotd.records import Chain
 
 _log = logging.getLogger(__name__)
 _INDEX: Final = Path("/sys/module/overlay/parameters/index")
+_FRESH_MODE: Final = 0o755
 _SPECIAL: Final = ",:\\\n"
 
 
@@ -71,7 +72,6 @@ class Overlay:
     def create(self, directory: Path, *, kind: Kind, parents: Sequence[Path], labels: Mapping[str, str]) -> None:
         upper = tree(directory)
         upper.mkdir()
-        upper.chmod(0o755)
         owner = mapped_root(labels)
         if parents:
             # The merged root shows the attributes of the uppermost.
@@ -79,7 +79,7 @@ class Overlay:
             owner = owner or (status.st_uid, status.st_gid)
             mode = stat.S_IMODE(status.st_mode)
         else:
-            mode = 0o755
+            mode = _FRESH_MODE
         if owner is not None:
             os.lchown(upper, *owner)
         upper.chmod(mode)
@@ -87,6 +87,20 @@ class Overlay:
             work = directory / "work"
             work.mkdir()
             work.chmod(0o711)
+
+    def rebase(self, directory: Path, parent: Path, labels: Mapping[str, str]) -> None:
+        """A root that is as it was made takes the attributes of the parent's, as it would have done in `create`.
+
+        Whether a layer asked for just those attributes can't be told any more.
+        """
+        status = os.lstat(tree(directory))
+        fresh = (*(mapped_root(labels) or (0, 0)), _FRESH_MODE)
+        if (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) != fresh:
+            return
+        below = os.lstat(tree(parent))
+        if mapped_root(labels) is None:
+            os.lchown(tree(directory), below.st_uid, below.st_gid)
+        tree(directory).chmod(stat.S_IMODE(below.st_mode))
 
     def mounts(self, chain: Chain, place: Place) -> list[Mount]:
         own = place(chain.id)

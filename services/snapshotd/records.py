@@ -149,13 +149,14 @@ class Records:
 
         await self._database.write(write)
 
-    async def check_commit(self, committed: Info, key: str) -> Record:
-        """What `commit` would refuse, before the work for it begins."""
+    async def check_commit(self, committed: Info, key: str) -> tuple[Record, int | None]:
+        """What `commit` would refuse, before the work for it begins; with the id of a parent that is a new one."""
 
-        def read(connection: sqlite3.Connection) -> Record:
+        def read(connection: sqlite3.Connection) -> tuple[Record, int | None]:
             record = _get(connection, key)
             check_commit(connection, committed, record)
-            return record
+            rebased = committed.parent not in ("", record.info.parent)
+            return record, _get(connection, committed.parent).id if rebased else None
 
         return await self._database.read(read)
 

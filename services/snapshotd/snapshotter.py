@@ -11,7 +11,7 @@ that the process may have been killed.
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -77,11 +77,11 @@ class LocalSnapshotter:
     async def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None, parent: str = "") -> None:
         committed = Info(name=_checked(name), parent=parent, labels=labels or {})
         label_rules.validate(committed.labels)
-        async with self._locks.hold(key):
-            record = await self._records.check_commit(committed, key)
-            if parent != record.info.parent and parent and "rebase" not in self._driver.capabilities:
-                raise InvalidArgument(f"snapshot {key}: this snapshotter can't put it on {parent} at commit")
+        async with self._locks.hold(key), self._holding(parent):
+            record, below = await self._records.check_commit(committed, key)
             self._check_there(key, (record.id,))
+            if below is not None:
+                await in_thread(self._rebase, record, below)
             own = tree(self._directories.place(record.id))
             if self._settings.durable:
                 await in_thread(_sync, own)
@@ -138,7 +138,7 @@ class LocalSnapshotter:
         _checked(info.name)
         label_rules.validate(info.labels)
         async with self._locks.hold(info.name):
-            with self._holding(info.parent):
+            async with self._holding(info.parent):
                 parents = await self._records.check_insert(info)
                 self._check_there(info.name, parents)
                 return await finish(self._make(info, parents))
@@ -172,9 +172,16 @@ class LocalSnapshotter:
         except OSError as error:
             raise translated(error, f"making the directory of snapshot {info.name}") from error
 
-    @contextlib.contextmanager
-    def _holding(self, parent: str) -> Iterator[None]:
-        """While a tree is copied from its parent, the parent can't be removed."""
+    def _rebase(self, record: Record, parent: int) -> None:
+        own, below = self._directories.place(record.id), self._directories.place(parent)
+        try:
+            self._driver.rebase(own, below, record.info.labels)
+        except OSError as error:
+            raise translated(error, f"putting snapshot {record.info.name} on its parent") from error
+
+    @contextlib.asynccontextmanager
+    async def _holding(self, parent: str) -> AsyncIterator[None]:
+        """While a tree is copied from its parent, or put on it, the parent can't be removed."""
         self._held[parent] += 1
         try:
             yield

@@ -501,11 +501,42 @@ class SnapshotterSuite:
             return
         with pytest.raises(NotFound):
             await snapshotter.commit(name("x"), name("free"), parent=name("nowhere"))
+        await snapshotter.prepare(name("active"))
+        with pytest.raises(FailedPrecondition):
+            await snapshotter.commit(name("x"), name("free"), parent=name("active"))
         await snapshotter.commit(name("rebased"), name("free"), parent=name("one"))
         assert (await snapshotter.stat(name("rebased"))).parent == name("one")
         assert {"one", "free"} < set(await read_mounted(await snapshotter.view(name("v"), name("rebased"))))
         with pytest.raises(FailedPrecondition):
             await snapshotter.remove(name("one"))
+
+    async def test_layers_made_side_by_side_look_as_if_made_upon_each_other(
+        self, snapshotter: Snapshotter, name: Callable[[str], str]
+    ) -> None:
+        """Prepared without parent all at once, and put on each other at commit; an unset root is the base's."""
+        if not self.rebases:
+            return
+        changes = {
+            "base": [write("file", "base"), chown(".", 7, 8), chmod(".", 0o751)],
+            "middle": [write("file", "middle"), write("more")],
+            "root": [write("other"), chmod(".", 0o700)],
+            "top": [write("more", "top")],
+        }
+        mounts = {layer: await snapshotter.prepare(name(f"a-{layer}")) for layer in changes}
+        for layer in reversed(changes):
+            await change_mounted(mounts[layer], changes[layer])
+        parent = ""
+        for layer in changes:
+            await snapshotter.commit(name(layer), name(f"a-{layer}"), parent=parent)
+            parent = name(layer)
+        for layer, root in (("middle", (oct(stat.S_IFDIR | 0o751), 7, 8)), ("top", (oct(stat.S_IFDIR | 0o700), 0, 0))):
+            shown = await read_mounted(await snapshotter.view(name(f"view-{layer}"), name(layer)))
+            assert shown["."][:3] == root
+        assert {path: value[3] for path, value in shown.items() if path != "."} == {
+            "file": b"middle",
+            "more": b"top",
+            "other": b"",
+        }
 
     async def test_cleanup_and_closing_twice(self, snapshotter: Snapshotter, name: Callable[[str], str]) -> None:
         """Both may be repeated; a snapshotter that leaves nothing behind says that it has no cleanup."""

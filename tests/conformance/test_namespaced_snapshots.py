@@ -7,6 +7,7 @@ import pytest
 from carina import context
 from carina.snapshots import Snapshotter
 from conformance.snapshots_suite import SnapshotterSuite
+from snapshotd.overlay import Overlay
 from support.content import directory
 from support.views import view
 
@@ -18,5 +19,18 @@ class TestNamespaced(SnapshotterSuite):
     async def snapshotter(self) -> AsyncIterator[Snapshotter]:
         with directory() as path:
             async with view(path) as service:
+                with context.within(namespace="one"):
+                    yield service.snapshotter
+
+
+class TestNamespacedOverlay(SnapshotterSuite):
+    renames_directories = False
+    rebases = True
+    layers = 16
+
+    @pytest.fixture
+    async def snapshotter(self) -> AsyncIterator[Snapshotter]:
+        with directory() as path:
+            async with view(path, driver=Overlay()) as service:
                 with context.within(namespace="one"):
                     yield service.snapshotter

@@ -7,7 +7,7 @@ import pytest
 
 from carina import context
 from carina.config import ProxyPlugin
-from carina.errors import NotFound
+from carina.errors import FailedPrecondition, NotFound
 from carina.leases import Lease
 from carina.leases.client import RemoteLeaseManager
 from carina.rpc.client import connect
@@ -48,6 +48,13 @@ async def test_containerd_keeps_our_objects(address: str) -> None:
                 await trees.prepare("key", labels=ROOT)
                 await trees.commit("name", "key", ROOT)
                 await _collect_over_there(address)
+                await trees.prepare("free", labels=ROOT)
+                # It is older than parents named at commit, and would answer that all is well.
+                with pytest.raises(FailedPrecondition, match="can't put it on 'name'"):
+                    await trees.commit("rebased", "free", ROOT, parent="name")
+                with pytest.raises(NotFound):
+                    await trees.stat("rebased")
+                await trees.remove("free")
                 assert await get(registry.content, digest) == b"data"
                 assert (await trees.stat("name")).kind is Kind.COMMITTED
                 await registry.content.delete(digest)

@@ -28,6 +28,7 @@ from metadatad.collector import Collector, Schedule
 from metadatad.daemon import backend_handlers, record_handlers
 from metadatad.events import Exchange
 from metadatad.records import Records
+from snapshotd.drivers import Driver
 from snapshotd.native import Native
 from snapshotd.snapshotter import LocalSnapshotter, open_snapshotter
 from snapshotd.snapshotter import Settings as SnapshotterSettings
@@ -77,8 +78,10 @@ async def content_backend(path: Path) -> AsyncIterator[LocalContentStore]:
 
 
 @contextlib.asynccontextmanager
-async def snapshot_backend(path: Path, name: str = "native") -> AsyncIterator[LocalSnapshotter]:
-    async with open_snapshotter(path / name, Native(), SnapshotterSettings(durable=False)) as snapshotter:
+async def snapshot_backend(
+    path: Path, name: str = "native", driver: Driver | None = None
+) -> AsyncIterator[LocalSnapshotter]:
+    async with open_snapshotter(path / name, driver or Native(), SnapshotterSettings(durable=False)) as snapshotter:
         freeing = asyncio.create_task(snapshotter.run())
         try:
             handlers = [SnapshotsService(only(snapshotter))]
@@ -123,11 +126,13 @@ async def metadata(
 
 
 @contextlib.asynccontextmanager
-async def view(path: Path, *, shared: bool = True, schedule: Schedule = ON_DEMAND) -> AsyncIterator[View]:
-    """Everything, for clients."""
+async def view(
+    path: Path, *, shared: bool = True, schedule: Schedule = ON_DEMAND, driver: Driver | None = None
+) -> AsyncIterator[View]:
+    """Everything, for clients. The one snapshotter is called `native`, whatever its driver."""
     async with contextlib.AsyncExitStack() as stack:
         blobs = await stack.enter_async_context(content_backend(path))
-        trees = await stack.enter_async_context(snapshot_backend(path))
+        trees = await stack.enter_async_context(snapshot_backend(path, driver=driver))
         address, registry, records, _ = await stack.enter_async_context(
             metadata(path, shared=shared, schedule=schedule)
         )
