@@ -1,6 +1,7 @@
 """Image records. An image keeps its target and what that refers to; deleting the record is deleting the image."""
 
 import builtins
+import contextlib
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,14 +55,14 @@ class Images:
             created = now()
             stored = replace(image, created_at=to_time(created), updated_at=to_time(created))
             _store(connection, namespace, stored)
-            leases.hold(connection, namespace, call.lease, Resource(type="images", id=image.name))
+            _lease(connection, namespace, call.lease, stored)
             transaction.emit(namespace, "/images/create", rpc.image_create(stored))
             return stored
 
         return await self._records.write(insert)
 
     async def update(self, image: Image, fields: Sequence[str] = ()) -> Image:
-        namespace = context.namespace()
+        call, namespace = context.current(), context.namespace()
         validate_name(image.name, "image name")
 
         def change(transaction: Transaction) -> Image:
@@ -70,6 +71,7 @@ class Images:
             new = replace(_changed(old, image, fields), created_at=old.created_at, updated_at=to_time(now()))
             _validate(new)
             _store(connection, namespace, new)
+            _lease(connection, namespace, call.lease, new)
             transaction.emit(namespace, "/images/update", rpc.image_update(new))
             transaction.deletion = True
             return _get(connection, namespace, image.name)
@@ -77,13 +79,15 @@ class Images:
         return await self._records.write(change)
 
     async def delete(self, name: str, *, sync: bool = False, target: Descriptor | None = None) -> None:
-        namespace = context.namespace()
+        call, namespace = context.current(), context.namespace()
 
         def remove(transaction: Transaction) -> None:
             found = _get(transaction.connection, namespace, name)
             if target is not None and target.digest != found.target.digest:
                 raise NotFound(f"image {name!r} has the target {found.target.digest}, not {target.digest}")
             discard(transaction.connection, namespace, name)
+            with contextlib.suppress(NotFound):  # the lease has gone meanwhile
+                leases.release(transaction.connection, namespace, call.lease, Resource(type="images", id=name))
             transaction.emit(namespace, "/images/delete", rpc.image_delete(name))
             transaction.deletion = True
 
@@ -96,6 +100,12 @@ def discard(connection: sqlite3.Connection, namespace: str, name: str) -> None:
     """Remove an image's rows, with what it states."""
     connection.execute("DELETE FROM images WHERE namespace = ? AND name = ?", (namespace, name))
     edges.forget(connection, namespace, edges.image(name))
+
+
+def _lease(connection: sqlite3.Connection, namespace: str, lease: str | None, image: Image) -> None:
+    """Have a lease hold an image that would expire otherwise; every other image is kept for its own sake."""
+    if labels.GC_EXPIRE in image.labels:
+        leases.hold(connection, namespace, lease, Resource(type="images", id=image.name))
 
 
 def _changed(old: Image, new: Image, fields: Sequence[str]) -> Image:
@@ -119,7 +129,6 @@ def _changed(old: Image, new: Image, fields: Sequence[str]) -> Image:
 def _validate(image: Image) -> None:
     validate_name(image.name, "image name")
     labels.validate(image.labels)
-    labels.validate(image.target.annotations)
     if not image.target.media_type:
         raise InvalidArgument(f"the target of image {image.name!r} has no media type")
     if image.target.size <= 0:
