@@ -12,7 +12,7 @@ from carina.errors import CarinaError
 from contentd import config as settings
 from contentd.config import Config
 from contentd.daemon import serve
-from contentd.verify import damaged
+from contentd.verify import Pace, damaged, unlimited
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,28 @@ def main(call: click.Context, path: Path | None, root: Path | None, state: Path 
 
 @main.command()
 @click.option("--quarantine", is_flag=True, help="Move damaged blobs to <root>/contentd/quarantine.")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0),
+    default=100.0,
+    show_default=True,
+    metavar="MIB",
+    help="MiB to read in a second at the most; 0: no limit.",
+)
 @click.pass_obj
-def verify(paths: _Paths, quarantine: bool) -> None:
-    """Read and hash every blob again; print those that are damaged, and exit with 1 if there are any."""
+def verify(paths: _Paths, quarantine: bool, rate: float) -> None:
+    """Read and hash every blob again; print those that are damaged.
+
+    Exit status: 0 all are sound, 1 some are damaged, 3 the store can't be read.
+    """
     count = 0
     try:
-        for found in damaged(paths.read().root, quarantine=quarantine):
+        for found in damaged(paths.read().root, quarantine=quarantine, paced=Pace(rate * 2**20) if rate else unlimited):
             click.echo(f"{found.digest}\t{found.reason}")
             count += 1
-    except CarinaError as error:
-        raise click.ClickException(str(error)) from error
+    except (CarinaError, OSError) as error:
+        click.echo(f"contentd verify: {error}", err=True)
+        raise SystemExit(3) from error
     if count:
         raise SystemExit(1)
 

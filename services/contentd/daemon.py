@@ -8,6 +8,7 @@ from typing import Any, Final
 from carina.aio.daemon import Lifetime
 from carina.content.server import ContentService, LaneService
 from carina.errors import CarinaError
+from carina.integrity.server import IntegrityService
 from carina.introspection import Plugin
 from carina.rpc.lane import LaneServer
 from carina.rpc.server import serve as serve_rpc
@@ -25,7 +26,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
     plugin = Plugin(type="io.containerd.content.v1", id="content", exports={"root": str(config.root)})
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(LocalContentStore(config.root, expire=config.expire_ingests))
-        handlers: list[Any] = [ContentService(store), IntrospectionService(plugin)]
+        handlers: list[Any] = [ContentService(store), IntegrityService(store), IntrospectionService(plugin)]
         if config.lane is not None:
             lane = await stack.enter_async_context(LaneServer(config.lane))
             handlers.append(LaneService(store, lane))

@@ -4,7 +4,7 @@
     <root>/blobs/<alg>/<hex>     0444; its time of modification is the time of the commit
     <root>/labels/<alg>/<hex>    JSON, where a blob has had labels; its time of modification is that of the last update
     <root>/ingest/<sha256>/      one ingest (`contentd.ingests`)
-    <root>/quarantine/           damaged blobs that `contentd verify --quarantine` took out
+    <root>/quarantine/           damaged blobs that were taken out (`contentd.verify`)
 
 A file of labels without its blob means nothing: a commit writes or removes it before the blob gets its name.
 A name comes from a validated digest or is a hash, never from outside.

@@ -1,4 +1,4 @@
-"""The content store on a local disk: `ContentStore` and `DescriptorLane`.
+"""The content store on a local disk: `ContentStore`, `DescriptorLane` and `Integrity`.
 
 Rules that hold here: a ref has one holder; a digest is committed, deleted or relabelled by one caller at a time;
 what is acknowledged is on disk, file and directory.
@@ -23,7 +23,8 @@ from carina.content.fields import fields as info_fields
 from carina.content.fields import status_fields
 from carina.digest import Digest
 from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, Unavailable
-from contentd import files, ingests, writer
+from carina.integrity import Verdict
+from contentd import files, ingests, verify, writer
 from contentd.files import Layout
 from contentd.flush import Flush
 from contentd.ingests import Ingest, Progress
@@ -128,6 +129,16 @@ class LocalContentStore:
             await in_thread(files.delete, self._layout, digest)
         await self._flush.directory(self._layout.blobs(digest.algorithm))
 
+    async def verify(self, digest: Digest, *, quarantine: bool = False) -> Verdict:
+        problem, size = await in_thread(verify.check, self._layout, digest)
+        moved = bool(problem) and quarantine and await finish(self._set_aside(digest))
+        return Verdict(size=size, problem=problem, quarantined=moved)
+
+    async def _set_aside(self, digest: Digest) -> bool:
+        async with self._digests.hold(digest):
+            self._open.drop(digest)
+            return await in_thread(verify.set_aside, self._layout, digest)
+
     async def reader(self, digest: Digest) -> DescriptorReader:
         return await self._open.open(digest)
 
@@ -167,7 +178,9 @@ class LocalContentStore:
         except BaseException:
             self._free(ref, opening)
             raise
-        result = LocalWriter(ingest, digests=self._digests, flush=self._flush, release=self._released)
+        result = LocalWriter(
+            ingest, digests=self._digests, flush=self._flush, release=self._released, published=self._open.drop
+        )
         self._hold(ref, result, opening)
         return result
 

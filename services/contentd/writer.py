@@ -64,16 +64,21 @@ class Holder(Protocol):
 
 Release = Callable[[str, Progress | None, CarinaError | None], None]
 """Called once, when a holder has let go of a ref: with the hash where it is known, and why a drain gave up."""
+Published = Callable[[Digest], None]
+"""Called when a blob has got its name: a descriptor of that name from before is of a file that was put aside."""
 
 
 class LocalWriter:
     """The `Writer` of an ingest on this disk."""
 
-    def __init__(self, ingest: Ingest, *, digests: KeyedLock, flush: Flush, release: Release) -> None:
+    def __init__(
+        self, ingest: Ingest, *, digests: KeyedLock, flush: Flush, release: Release, published: Published
+    ) -> None:
         self._ingest = ingest
         self._digests = digests
         self._flush = flush
         self._release = release
+        self._published = published
         self._state = State.OPEN
         self._turn = asyncio.Lock()
         self._digest: Digest | None = None
@@ -124,6 +129,7 @@ class LocalWriter:
                 async with self._digests.hold(digest, seconds=COMMIT_SECONDS):
                     try:
                         await in_thread(self._ingest.publish, digest, labels)
+                        self._published(digest)
                     finally:
                         await self._flush.directory(self._ingest.layout.blobs(digest.algorithm))
                         faults.point("contentd.commit.flushed")

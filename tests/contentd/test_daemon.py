@@ -174,7 +174,9 @@ async def test_verify(tmp_path: Path, quarantine: bool) -> None:
             return
         with pytest.raises(NotFound):
             await store.info(damaged)
-        assert [path.name for path in (tmp_path / "contentd" / "quarantine").iterdir()] == [f"sha256-{damaged.hex}"]
+        (aside,) = (tmp_path / "contentd" / "quarantine").iterdir()
+        assert aside.name.startswith(f"sha256-{damaged.hex}-")
+        assert aside.read_bytes() == b"DAMAGED"
         async with await store.writer("again", expected=damaged) as writer:
             await writer.write(b"damaged")
             assert await writer.commit() == damaged
