@@ -78,6 +78,8 @@ class _Entry:
     slow: bool = False
     """Whether the last probe ran into its limit rather than fail at once."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set to have it asked again at once."""
 
     @property
     def key(self) -> Key:
@@ -192,6 +194,7 @@ class Registry:
             work_seconds=settings.work_seconds,
         )
         entry = _Entry(backend=backend, peer=peer, channel=connect(backend.address))
+        peer.breaker.on_open = entry.wake.set
         if backend.type == "snapshot":
             remote = RemoteSnapshotter(entry.channel, backend.snapshotter or backend.name)
             entry.snapshotter = NamespacedSnapshotter(
@@ -231,8 +234,11 @@ class Registry:
 
     async def _watching(self, entry: _Entry) -> None:
         while True:
+            entry.wake.clear()
             await self._probe(entry)
-            await asyncio.sleep(RETRY_SECONDS if entry.backend.error else PAUSE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_SECONDS if entry.backend.error else PAUSE_SECONDS):
+                    await entry.wake.wait()
 
     async def _probe(self, entry: _Entry) -> None:
         """Ask a back end for something that is not there: that goes all the way through it."""
@@ -308,7 +314,7 @@ async def _asking(peer: Peer) -> AsyncIterator[None]:
     """A probe is a call of its own, with nothing of whoever caused it."""
     call = context.Call(namespace=peer.namespace or "carina", deadline=time.monotonic() + PROBE_SECONDS)
     with context.use(call):
-        async with peer.answering():
+        async with peer.probing(PROBE_SECONDS):
             yield
 
 

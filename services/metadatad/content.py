@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from carina import context, faults
 from carina.aio.finish import finish
-from carina.content import ContentStore, DescriptorLane, Info, Reader, Status
+from carina.content import ContentStore, DescriptorLane, Info, Reader, SizedReaders, Status
 from carina.content.descriptors import OpenBlobs
 from carina.content.fields import fields as info_fields
 from carina.content.fields import status_fields
@@ -165,11 +165,16 @@ class NamespacedContentStore:
     async def _read_small(self, info: Info) -> bytes:
         generation = self._bytes.generation
         async with self._peer.answering():
-            async with await self._backend.reader(info.digest) as reader:
+            async with await self._reader_of(info) as reader:
                 data = await reader.read(0, info.size) if info.size else b""
         if len(data) == info.size:
             self._bytes.put(info.digest, data, generation=generation)
         return data
+
+    async def _reader_of(self, info: Info) -> Reader:
+        if isinstance(self._backend, SizedReaders):
+            return self._backend.sized_reader(info.digest, info.size)
+        return await self._backend.reader(info.digest)
 
     async def status(self, ref: str) -> Status:
         namespace = context.namespace()

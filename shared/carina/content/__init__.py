@@ -158,3 +158,11 @@ class DescriptorLane(Protocol):
             AlreadyExists: a blob with the expected digest is there.
             Unavailable: somebody else writes to this ref.
         """
+
+
+@runtime_checkable
+class SizedReaders(Protocol):
+    """What a store offers besides where opening a blob is a call only because of its size."""
+
+    def sized_reader(self, digest: Digest, size: int) -> Reader:
+        """A reader of a blob whose size the caller knows. That there is no such blob is told by its reads."""

@@ -99,7 +99,7 @@ def status_from_wire(wire: WireStatus | None) -> Status:
 
 
 class RemoteContentStore:
-    """`carina.content.ContentStore` and `DescriptorLane` over `channel`, which stays the caller's.
+    """`carina.content.ContentStore`, `DescriptorLane` and `SizedReaders` over `channel`, which stays the caller's.
 
     A peer without descriptor lane answers Unimplemented to `open_blob` and `open_ingest`.
     """
@@ -129,6 +129,9 @@ class RemoteContentStore:
     async def reader(self, digest: Digest) -> "RemoteReader":
         info = await self.info(digest)
         return RemoteReader(self._stub, digest, info.size)
+
+    def sized_reader(self, digest: Digest, size: int) -> "RemoteReader":
+        return RemoteReader(self._stub, digest, size)
 
     async def status(self, ref: str) -> Status:
         answer = await self._stub.status(StatusRequest(ref=ref), timeout=CALL_SECONDS)
