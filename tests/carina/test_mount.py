@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from carina.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
-from carina.linux import fsmount, mount_options
+from carina.linux import fsmount, idmap, mount_options
 from carina.linux.mount import (
     format_mount_command,
     mount_all,
@@ -127,6 +127,63 @@ def test_a_comma_in_a_path_does_not_split_the_option(tmp_path: Path) -> None:
     lower = layers(tmp_path / "a,b", 2)
     with mounted([overlay(*lower)]) as tree:
         assert (tree / "file-1").read_text() == "1"
+
+
+def owners(tree: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.lstat().st_uid, path.lstat().st_gid) for path in sorted(tree.iterdir())}
+
+
+MAPPED = ("uidmap=0:100000:1000,5000:7:1", "gidmap=0:200000:1000,5000:8:1")
+
+
+@pytest.mark.root
+def test_an_id_mapped_bind_shows_other_owners(tmp_path: Path) -> None:
+    """Each range applies, ids without mapping belong to nobody, and `ro` holds; the files themselves stay."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, owner in (("root", 0), ("user", 999), ("other", 5000), ("none", 6000)):
+        (source / name).touch()
+        os.chown(source / name, owner, owner)
+    before = owners(source)
+    with mounted([Mount(type="bind", source=str(source), options=("rbind", "ro", *MAPPED))]) as tree:
+        assert owners(tree) == {
+            "none": (65534, 65534),
+            "other": (7, 8),
+            "root": (100000, 200000),
+            "user": (100999, 200999),
+        }
+        with pytest.raises(OSError, match="Read-only"):
+            (tree / "new").touch()
+    assert owners(source) == before
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("count", [2, 200])
+def test_an_id_mapped_overlay_maps_its_lower_layers(tmp_path: Path, count: int) -> None:
+    """What is copied up is written with the mapped owner; no mount but the overlay remains, however many layers."""
+    lower = layers(tmp_path / "lower", count)
+    upper, work = tmp_path / "upper", tmp_path / "work"
+    upper.mkdir()
+    work.mkdir()
+    plain = overlay(*reversed(lower), upper=upper, work=work)
+    before = len(mount_points())
+    with mounted([Mount(type="overlay", source="overlay", options=(*plain.options, *MAPPED))]) as tree:
+        assert len(mount_points()) == before + 1
+        assert (tree / "top").lstat().st_uid == 100000
+        assert (tree / "top").read_text() == str(count - 1)
+        (tree / "top").chmod(0o600)
+    assert owners(upper) == {"top": (100000, 200000)}
+    assert len(mount_points()) == before
+
+
+def test_a_mapping_that_is_none_is_refused() -> None:
+    """Both are needed, each of three numbers that stay within the ids there are."""
+    with pytest.raises(InvalidArgument, match="belong together"):
+        mount_options.parse(["uidmap=0:1:1"])
+    for wrong in ("", "0:1", "0:1:0", "0:-1:3", "0:4294967295:1", "a:b:c", "0:1:2,", "0:1:2:3"):
+        with pytest.raises(InvalidArgument, match="id mapping"):
+            idmap.parse(wrong)
+    assert idmap.parse("0:5:6,7:8:9") == ((0, 5, 6), (7, 8, 9))
 
 
 @pytest.mark.root

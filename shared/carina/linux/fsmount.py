@@ -60,6 +60,11 @@ def overlay(source: str, options: Options, target: str) -> None:
             raise second from error
 
 
+def lower_layers(options: Options) -> list[str]:
+    """The paths of an overlay's lower layers, the uppermost first."""
+    return [value for key, value in _pieces(options) if key == "lowerdir+" and value is not None]
+
+
 def in_pieces(source: str, options: Options, target: str) -> None:
     """Hand the options over one by one."""
     context = syscall(_FSOPEN, b"overlay", _CLOEXEC)
@@ -93,7 +98,7 @@ def from_layers_directory(source: str, options: Options, target: str) -> None:
     Raises:
         OSError: as the kernel refused it; E2BIG if the options are too long nevertheless.
     """
-    lower = [value for key, value in _pieces(options) if key == "lowerdir+" and value is not None]
+    lower = lower_layers(options)
     base = os.path.commonpath([os.path.dirname(path) for path in lower]) if lower else ""
     if not os.path.isabs(base):
         raise OSError(errno.E2BIG, "the layers' paths have no directory in common")

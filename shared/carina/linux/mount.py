@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from carina.errors import CarinaError, FailedPrecondition
-from carina.linux import fsmount, mount_options
+from carina.errors import CarinaError, FailedPrecondition, Unimplemented
+from carina.linux import fsmount, idmap, mount_options
 from carina.linux.errnos import translated
 from carina.linux.libc import call
 from carina.linux.openat2 import open_in_root
@@ -55,13 +55,10 @@ def _perform(mount: Mount, target: str | Path) -> None:
     options = mount_options.parse(mount.options)
     try:
         with _place(mount, target) as place:
-            if mount.type == "overlay" and fsmount.needed(options, page=_PAGE):
-                fsmount.overlay(mount.source, options, place)
+            if options.uid_map:
+                _make_mapped(mount, place, options)
             else:
-                flags = options.flags
-                # With bind mount(2) heeds no other flag than `rec`: the rest takes a second call.
-                first = flags & (_BIND_FLAGS if options.is_bind else ~0)
-                _mount(mount.source, place, mount.type, flags=first, data=options.text)
+                _make(mount, place, options)
         try:
             _finish(mount, target, options)
         except BaseException:
@@ -69,6 +66,28 @@ def _perform(mount: Mount, target: str | Path) -> None:
             raise
     except OSError as error:
         raise translated(error, f"mounting {_described(mount)} on {_shown(mount, target)}") from error
+
+
+def _make(mount: Mount, place: str, options: mount_options.Options) -> None:
+    if mount.type == "overlay" and fsmount.needed(options, page=_PAGE):
+        fsmount.overlay(mount.source, options, place)
+        return
+    # With bind mount(2) heeds no other flag than `rec`: the rest takes a second call.
+    first = options.flags & (_BIND_FLAGS if options.is_bind else ~0)
+    _mount(mount.source, place, mount.type, flags=first, data=options.text)
+
+
+def _make_mapped(mount: Mount, place: str, options: mount_options.Options) -> None:
+    with idmap.user_namespace(options.uid_map, options.gid_map) as namespace:
+        if mount.type == "overlay":
+            layers = fsmount.lower_layers(options)
+            with idmap.mapped_layers(options, layers, namespace=namespace) as mapped:
+                _make(mount, place, mapped)
+        elif options.is_bind:
+            recursive = bool(options.flags & mount_options.REC)
+            idmap.bind(mount.source, place, namespace=namespace, recursive=recursive)
+        else:
+            raise Unimplemented(f"an id-mapped mount of a {mount.type}: not built")
 
 
 def _finish(mount: Mount, target: str | Path, options: mount_options.Options) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from carina.errors import Unimplemented
+from carina.errors import InvalidArgument, Unimplemented
 
 RDONLY: Final = 1
 NOSUID: Final = 2
@@ -57,7 +57,7 @@ _PROPAGATION: Final = {
     "slave": 1 << 19,
     "shared": 1 << 20,
 }
-_UNSUPPORTED: Final = ("loop", "uidmap=", "gidmap=")
+_UNSUPPORTED: Final = ("loop",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,9 @@ class Options:
     """Flags of a second call: mount(2) changes propagation only alone."""
     data: tuple[str, ...] = ()
     """Options that are the file system's own, in their order."""
+    uid_map: str = ""
+    gid_map: str = ""
+    """Who owns what in an id-mapped mount; both or none."""
 
     @property
     def is_bind(self) -> bool:
@@ -83,10 +86,12 @@ def parse(options: Sequence[str]) -> Options:
     """Sort options. Those with the prefixes `x-`, `X-` are notes between programs, as mount(8) has it, and dropped.
 
     Raises:
-        Unimplemented: `loop` and id-mapped mounts.
+        Unimplemented: `loop`.
+        InvalidArgument: only one of `uidmap` and `gidmap` is given.
     """
     flags = propagation = 0
     data: list[str] = []
+    maps = {"uidmap": "", "gidmap": ""}
     for option in options:
         if option in ("", "defaults") or option.startswith(("x-", "X-")):
             continue
@@ -100,6 +105,16 @@ def parse(options: Sequence[str]) -> Options:
             propagation = _PROPAGATION[option[1:]] | REC
         elif option.startswith(_UNSUPPORTED):
             raise Unimplemented(f"mount option {option!r}: not built")
+        elif (key := option.partition("=")[0]) in maps:
+            maps[key] = option.partition("=")[2]
         else:
             data.append(option)
-    return Options(flags=flags, propagation=propagation, data=tuple(data))
+    if bool(maps["uidmap"]) != bool(maps["gidmap"]):
+        raise InvalidArgument("mount options uidmap and gidmap belong together: one of them is missing")
+    return Options(
+        flags=flags,
+        propagation=propagation,
+        data=tuple(data),
+        uid_map=maps["uidmap"],
+        gid_map=maps["gidmap"],
+    )
