@@ -7,6 +7,7 @@ from typing import Final
 ROUTES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "carina.content.v1.Lane": "metadatad",
+        "carina.events.v1.Log": "metadatad",
         "carina.gc.v1.GC": "metadatad",
         "carina.plugins.v1.Plugins": "metadatad",
         "containerd.services.containers.v1.Containers": "metadatad",

@@ -10,8 +10,10 @@ from carina.errors import InvalidArgument
 from metadatad.backends import Settings
 from metadatad.collector import Schedule
 from metadatad.edges import parse_duration
+from metadatad.eventlog import Limits
 
-_SETTINGS: Final = ("events_kept", "events_waiting")
+_SETTINGS: Final = {"events_kept": "events", "events_kept_bytes": "bytes"}
+_MOST: Final = 1 << 40
 _SECONDS: Final = ("answer_seconds", "work_seconds")
 _KEYS: Final = (*_SETTINGS, *_SECONDS, "content", "content_sharing_policy", "gc")
 
@@ -23,10 +25,8 @@ class Config:
     address: str
     constellation: Constellation
     """Where the back ends are."""
-    events_kept: int = 10_000
-    """Events in the log; older ones are trimmed."""
-    events_waiting: int = 4096
-    """Events that may wait for one subscriber before it is cut off."""
+    events: Limits = field(default_factory=Limits)
+    """What the log of events keeps; older ones are trimmed."""
     backends: Settings = field(default_factory=Settings)
     gc: Schedule = field(default_factory=Schedule)
 
@@ -45,14 +45,14 @@ def read(constellation: Constellation) -> Config:
     for key in table:
         if key not in _KEYS:
             raise InvalidArgument(f"metadata.{key} is not a setting: expected one of {', '.join(_KEYS)}")
-    numbers = {key: _number(table, key) for key in _SETTINGS if key in table}
+    kept = {name: _number(table, key) for key, name in _SETTINGS.items() if key in table}
     return Config(
         root=constellation.root / "metadatad",
         address=constellation.services["metadata"],
         constellation=constellation,
         backends=_backends(table),
         gc=_schedule(table.get("gc", {})),
-        **numbers,
+        events=Limits(**kept),
     )
 
 
@@ -94,6 +94,6 @@ def _amount(value: Any, key: str) -> float:
 
 def _number(table: Mapping[str, Any], key: str) -> int:
     value = table[key]
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10_000_000:
-        raise InvalidArgument(f"metadata.{key} must be a whole number from 1 to 10000000")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+        raise InvalidArgument(f"metadata.{key} must be a whole number from 1 to {_MOST}")
     return value

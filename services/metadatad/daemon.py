@@ -13,7 +13,7 @@ from carina.backends.server import PluginsService
 from carina.config import socket_path
 from carina.containers.server import ContainersService
 from carina.content.server import ContentService
-from carina.events.server import EventsService
+from carina.events.server import EventsService, LogService
 from carina.gc.server import GCService
 from carina.images.server import ImagesService
 from carina.introspection.server import IntrospectionService
@@ -30,7 +30,8 @@ from metadatad.backends import Registry, open_registry
 from metadatad.collector import Collector
 from metadatad.config import Config
 from metadatad.containers import Containers
-from metadatad.events import Events, Exchange
+from metadatad.events import Events
+from metadatad.exchange import Exchange, open_exchange
 from metadatad.explainer import Explainer
 from metadatad.images import Images
 from metadatad.leases import Leases
@@ -43,10 +44,10 @@ from metadatad.sandboxes import Sandboxes
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
     await in_thread(_make_directories, config.root, socket_path(config.address).parent)
-    exchange = Exchange(rpc.event_field, max_waiting=config.events_waiting)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(config.database, "metadatad"))
-        records = Records(database, deliver=exchange.deliver, keep_events=config.events_kept)
+        exchange = await open_exchange(database, rpc.event_field)
+        records = Records(database, deliver=exchange.deliver, limits=config.events)
         registry = await stack.enter_async_context(open_registry(records, config.constellation, config.backends))
         collector = Collector(records, registry, schedule=config.gc, changed=registry.content.changed)
         records.attach(collector)
@@ -71,13 +72,15 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
 
 def record_handlers(records: Records, exchange: Exchange) -> list[Any]:
     """The services that need nothing but the database."""
+    events = Events(records, exchange)
     return [
         NamespacesService(Namespaces(records)),
         LeasesService(Leases(records)),
         ImagesService(Images(records)),
         ContainersService(Containers(records)),
         SandboxesService(Sandboxes(records)),
-        EventsService(Events(records, exchange)),
+        EventsService(events),
+        LogService(events),
     ]
 
 

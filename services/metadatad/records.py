@@ -7,16 +7,14 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Final, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from carina.events import Envelope
-from carina.sqlite import Database, from_time, now, to_time
+from carina.sqlite import Database
 from carina.typed import TypedValue
+from metadatad import eventlog
+from metadatad.eventlog import Limits, Logged
 
 T = TypeVar("T")
-
-TRIM_EVERY: Final = 512
-"""Events between two looks at the length of the log."""
 
 
 class Collector(Protocol):
@@ -30,42 +28,37 @@ class Collector(Protocol):
 
 
 class Deliver(Protocol):
-    def __call__(self, envelopes: Sequence[Envelope], /) -> None:
+    def __call__(self, logged: Sequence[Logged], /) -> None:
         """Pass events on to subscribers. Called on the loop, returns at once."""
 
 
 class Transaction:
     """One write transaction, in the database's thread."""
 
-    __slots__ = ("_keep", "connection", "deletion", "events")
+    __slots__ = ("_limits", "connection", "deletion", "events")
 
-    def __init__(self, connection: sqlite3.Connection, keep: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, limits: Limits) -> None:
         self.connection = connection
-        self.events: list[Envelope] = []
+        self.events: list[Logged] = []
         self.deletion = False
         """Set it where something may have become garbage."""
-        self._keep = keep
+        self._limits = limits
 
     def emit(self, namespace: str, topic: str, event: TypedValue, *, time: datetime | None = None) -> None:
         """Write an event to the log; subscribers get it after the commit."""
-        stored = now() if time is None else from_time(time)
-        cursor = self.connection.execute(
-            "INSERT INTO events (time, namespace, topic, type_url, value) VALUES (?, ?, ?, ?, ?)",
-            (stored, namespace, topic, event.type_url, event.value),
+        logged = eventlog.append(
+            self.connection, self._limits, time=time, namespace=namespace, topic=topic, event=event
         )
-        sequence = cursor.lastrowid or 0
-        if sequence % TRIM_EVERY == 0:
-            self.connection.execute("DELETE FROM events WHERE sequence <= ?", (sequence - self._keep,))
-        self.events.append(Envelope(timestamp=to_time(stored), namespace=namespace, topic=topic, event=event))
+        self.events.append(logged)
 
 
 class Records:
     """Reads and writes of the metadata database, for every store of the service."""
 
-    def __init__(self, database: Database, *, deliver: Deliver, keep_events: int = 10_000) -> None:
+    def __init__(self, database: Database, *, deliver: Deliver, limits: Limits | None = None) -> None:
         self.database = database
         self._deliver = deliver
-        self._keep = keep_events
+        self._limits = limits or Limits()
         self._collector: Collector | None = None
 
     def attach(self, collector: Collector) -> None:
@@ -82,7 +75,7 @@ class Records:
         transactions: list[Transaction] = []
 
         def run(connection: sqlite3.Connection) -> T:
-            transaction = Transaction(connection, self._keep)
+            transaction = Transaction(connection, self._limits)
             transactions[:] = [transaction]
             return function(transaction)
 

@@ -12,28 +12,29 @@ from carina.events import Envelope
 from carina.sqlite import open_database
 from carina.typed import TypedValue
 from metadatad import namespaces
-from metadatad.records import TRIM_EVERY, Records, Transaction
+from metadatad.eventlog import TRIM_EVERY, Limits, Logged
+from metadatad.records import Records, Transaction
 from support.metadata import CountingCollector
 
 PAYLOAD = TypedValue("x", b"")
 
 
 class Opened:
-    def __init__(self, records: Records, delivered: list[Envelope], collector: CountingCollector) -> None:
+    def __init__(self, records: Records, delivered: list[Logged], collector: CountingCollector) -> None:
         self.records = records
         self.delivered = delivered
         self.collector = collector
 
     @property
     def topics(self) -> list[str]:
-        return [envelope.topic for envelope in self.delivered]
+        return [logged.envelope.topic for logged in self.delivered]
 
 
 @pytest.fixture
 async def opened(tmp_path: Path) -> AsyncIterator[Opened]:
-    delivered: list[Envelope] = []
+    delivered: list[Logged] = []
     async with open_database(tmp_path / "metadata.sqlite", "metadatad") as database:
-        records = Records(database, deliver=delivered.extend, keep_events=100)
+        records = Records(database, deliver=delivered.extend, limits=Limits(events=100))
         collector = CountingCollector()
         records.attach(collector)
         yield Opened(records, delivered, collector)

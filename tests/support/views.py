@@ -26,7 +26,7 @@ from metadatad import rpc
 from metadatad.backends import Registry, Settings, open_registry
 from metadatad.collector import Collector, Schedule
 from metadatad.daemon import backend_handlers, record_handlers
-from metadatad.events import Exchange
+from metadatad.exchange import open_exchange
 from metadatad.records import Records
 from snapshotd.drivers import Driver
 from snapshotd.native import Native
@@ -107,9 +107,9 @@ async def metadata(
         proxy_plugins={plugin.name: plugin for plugin in plugins},
     )
     settings = dataclasses.replace(settings or Settings(answer_seconds=5, work_seconds=20), shared=shared)
-    exchange = Exchange(rpc.event_field)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(path / "metadata.sqlite", "metadatad"))
+        exchange = await open_exchange(database, rpc.event_field)
         records = Records(database, deliver=exchange.deliver)
         registry = await stack.enter_async_context(open_registry(records, config, settings))
         collector = Collector(records, registry, schedule=schedule, changed=registry.content.changed)

@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
+from carina.api.carina.events import v1 as log
 from carina.api.containerd.services.events.v1 import EventsStub, ForwardRequest, PublishRequest, SubscribeRequest
 from carina.api.containerd.types import Envelope as WireEnvelope
-from carina.errors import InvalidArgument
-from carina.events import Envelope
+from carina.errors import Internal, InvalidArgument
+from carina.events import Cursor, Edge, Entry, Envelope, Numbered, Refused, Start, Window
 from carina.rpc.any import value_to_wire
 from carina.rpc.client import Channel
 from carina.typed import TypedValue
@@ -33,6 +34,17 @@ def to_wire(envelope: Envelope) -> WireEnvelope:
     )
 
 
+def cursor_from_wire(wire: log.Cursor | None) -> Cursor:
+    """Raises Internal."""
+    if wire is None:
+        raise Internal("the answer names no place in the log")
+    return Cursor(log=wire.log, sequence=wire.sequence)
+
+
+def cursor_to_wire(cursor: Cursor) -> log.Cursor:
+    return log.Cursor(log=cursor.log, sequence=cursor.sequence)
+
+
 class RemoteEventService:
     """`EventService` of the service at the other end of a channel."""
 
@@ -49,3 +61,37 @@ class RemoteEventService:
         """The subscription counts from the first iteration."""
         async for wire in self._stub.subscribe(SubscribeRequest(filters=[*filters])):
             yield from_wire(wire)
+
+
+class RemoteEventLog:
+    """`EventLog` of the service at the other end of a channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._stub = log.LogStub(channel)
+
+    async def read(
+        self, start: Start = Edge.NOW, filters: Sequence[str] = (), *, follow: bool = True, gaps: bool = False
+    ) -> AsyncIterator[Entry]:
+        request = log.SubscribeRequest(filters=[*filters], no_follow=not follow, allow_gaps=gaps)
+        if isinstance(start, Cursor):
+            request.after = cursor_to_wire(start)
+        elif isinstance(start, datetime):
+            request.since = start
+        elif start is Edge.OLDEST:
+            request.oldest = True
+        async for answer in self._stub.subscribe(request):
+            yield Entry(
+                cursor=cursor_from_wire(answer.cursor),
+                envelope=None if answer.envelope is None else from_wire(answer.envelope),
+                lost=answer.lost,
+            )
+
+    async def window(self) -> Window:
+        answer = await self._stub.window(log.WindowRequest())
+        newest = cursor_from_wire(answer.newest)
+        return Window(newest=newest, oldest=answer.oldest, since=answer.since, bytes=answer.bytes)
+
+    async def append(self, source: str, events: Sequence[Numbered]) -> Sequence[Refused]:
+        wired = [log.Numbered(number=one.number, envelope=to_wire(one.envelope)) for one in events]
+        answer = await self._stub.append(log.AppendRequest(source=source, events=wired))
+        return [Refused(number=one.number, reason=one.reason) for one in answer.refused]

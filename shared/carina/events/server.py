@@ -1,13 +1,14 @@
-"""Serves any event service over gRPC."""
+"""Serves any event service, and any log of events, over gRPC."""
 
 from collections.abc import AsyncIterator
 
+from carina.api.carina.events import v1 as log
 from carina.api.containerd.services.events.v1 import EventsBase, ForwardRequest, PublishRequest, SubscribeRequest
 from carina.api.containerd.types import Envelope as WireEnvelope
 from carina.api.google.protobuf import Empty
 from carina.errors import InvalidArgument
-from carina.events import EventService
-from carina.events.client import from_wire, to_wire
+from carina.events import Cursor, Edge, Envelope, EventLog, EventService, Numbered, Refused, Start
+from carina.events.client import cursor_to_wire, from_wire, to_wire
 from carina.rpc.any import value_from_wire
 
 
@@ -23,9 +24,56 @@ class EventsService(EventsBase):
         return Empty()
 
     async def forward(self, message: ForwardRequest) -> Empty:
-        await self._service.forward(from_wire(message.envelope))
+        await self._service.forward(_forwarded(message.envelope))
         return Empty()
 
     async def subscribe(self, message: SubscribeRequest) -> AsyncIterator[WireEnvelope]:
         async for envelope in self._service.subscribe(message.filters):
             yield to_wire(envelope)
+
+
+class LogService(log.LogBase):
+    def __init__(self, events: EventLog) -> None:
+        self._events = events
+
+    async def subscribe(self, message: log.SubscribeRequest) -> AsyncIterator[log.SubscribeResponse]:
+        entries = self._events.read(
+            _start(message), message.filters, follow=not message.no_follow, gaps=message.allow_gaps
+        )
+        async for entry in entries:
+            yield log.SubscribeResponse(
+                cursor=cursor_to_wire(entry.cursor),
+                envelope=None if entry.envelope is None else to_wire(entry.envelope),
+                lost=entry.lost,
+            )
+
+    async def window(self, message: log.WindowRequest) -> log.WindowResponse:
+        window = await self._events.window()
+        newest = cursor_to_wire(window.newest)
+        return log.WindowResponse(newest=newest, oldest=window.oldest, since=window.since, bytes=window.bytes)
+
+    async def append(self, message: log.AppendRequest) -> log.AppendResponse:
+        good: list[Numbered] = []
+        refused: list[Refused] = []
+        for one in message.events:
+            try:
+                good.append(Numbered(number=one.number, envelope=_forwarded(one.envelope)))
+            except InvalidArgument as error:
+                refused.append(Refused(number=one.number, reason=str(error)))
+        refused.extend(await self._events.append(message.source, good))
+        return log.AppendResponse(refused=[log.Refused(number=one.number, reason=one.reason) for one in refused])
+
+
+def _forwarded(wire: WireEnvelope | None) -> Envelope:
+    """Raises InvalidArgument: it holds no event, or does not say when that was."""
+    if wire is not None and wire.timestamp is None:
+        raise InvalidArgument(f"the envelope of an event of topic {wire.topic[:128]!r} has no timestamp")
+    return from_wire(wire)
+
+
+def _start(message: log.SubscribeRequest) -> Start:
+    if message.after is not None:
+        return Cursor(log=message.after.log, sequence=message.after.sequence)
+    if message.since is not None:
+        return message.since
+    return Edge.OLDEST if message.oldest else Edge.NOW
