@@ -1,6 +1,12 @@
-"""The composition root: opens the snapshotter, serves it, and frees removed snapshots meanwhile."""
+"""The composition root: opens the snapshotter, serves it, and frees removed snapshots meanwhile.
+
+A snapshotter that can't work on this machine is served all the same, and says why: started again and again, it would
+be no better, and nobody could ask it.
+"""
 
 import asyncio
+import contextlib
+import logging
 
 from carina.aio.daemon import Lifetime
 from carina.introspection import Plugin
@@ -8,28 +14,45 @@ from carina.platforms import host
 from carina.rpc.server import serve as serve_rpc
 from carina.snapshots.server import SnapshotsService, only
 from snapshotd.config import Config
+from snapshotd.drivers import Driver, Unfit
 from snapshotd.rpc import IntrospectionService
 from snapshotd.snapshotter import LocalSnapshotter, open_snapshotter
+from snapshotd.unusable import Unusable
+
+_log = logging.getLogger(__name__)
 
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
     driver = config.make_driver()
-    plugin = Plugin(
-        type="io.containerd.snapshotter.v1",
-        id=config.name,
-        platforms=(host(),),
-        exports={"root": str(config.root)},
-        capabilities=driver.capabilities,
-    )
-    async with open_snapshotter(config.root, driver, config.settings) as snapshotter:
-        handlers = [SnapshotsService(only(snapshotter)), IntrospectionService(plugin)]
+    async with contextlib.AsyncExitStack() as stack:
+        opened = open_snapshotter(config.root, driver, config.settings)
+        snapshotter: LocalSnapshotter | Unusable
+        error = ""
+        try:
+            snapshotter = await stack.enter_async_context(opened)
+        except Unfit as unfit:
+            error = str(unfit)
+            _log.error("snapshotter %s can't be used: %s", config.name, error)
+            snapshotter = Unusable(error)
+        handlers = [SnapshotsService(only(snapshotter)), IntrospectionService(_describe(config, driver, error))]
         async with serve_rpc(config.address, handlers, name=f"snapshotd-{config.name}"):
             lifetime.ready()
             await _until_stopped(snapshotter, lifetime)
 
 
-async def _until_stopped(snapshotter: LocalSnapshotter, lifetime: Lifetime) -> None:
+def _describe(config: Config, driver: Driver, error: str) -> Plugin:
+    return Plugin(
+        type="io.containerd.snapshotter.v1",
+        id=config.name,
+        platforms=(host(),),
+        exports={"root": str(config.root)},
+        capabilities=() if error else driver.capabilities,
+        error=error,
+    )
+
+
+async def _until_stopped(snapshotter: LocalSnapshotter | Unusable, lifetime: Lifetime) -> None:
     async with asyncio.TaskGroup() as group:
         freeing = group.create_task(snapshotter.run(), name="free-snapshots")
         await lifetime.stopped()

@@ -10,13 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from carina.errors import InvalidArgument
+from carina.errors import FailedPrecondition, InvalidArgument
+from carina.linux import idmap
 from carina.mount import Mount
 from carina.snapshots import Kind
 from snapshotd.records import Chain
 
 UID_MAPPING: Final = "containerd.io/snapshot/uidmapping"
 GID_MAPPING: Final = "containerd.io/snapshot/gidmapping"
+
+
+class Unfit(FailedPrecondition):
+    """A machine or its file system lacks what a driver needs; the sentence says what."""
+
 
 Place = Callable[[int], Path]
 """From a snapshot's id to its directory."""
@@ -27,13 +33,17 @@ class Driver(Protocol):
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """containerd's words for what it can: `rebase` if a parent may be named at commit."""
+        """containerd's words for what it can; complete after `check`.
+
+        `rebase`: a parent may be named at commit. `remap-ids`: labels map ids, without a copy of the tree.
+        `only-remap-ids`: a client may not have trees copied and their owners changed instead.
+        """
 
     def check(self, directory: Path) -> None:
         """Try on the file system of `directory` what the driver needs of it.
 
         Raises:
-            FailedPrecondition: it can't be used; the sentence says why.
+            Unfit: it can't be used there.
         """
 
     def create(self, directory: Path, *, kind: Kind, parents: Sequence[Path], labels: Mapping[str, str]) -> None:
@@ -49,13 +59,23 @@ class Driver(Protocol):
     def mounts(self, chain: Chain, place: Place) -> list[Mount]:
         """The mounts of a snapshot that is not committed."""
 
+    def usage(self, directory: Path, parents: Sequence[Path]) -> tuple[int, int]:
+        """Bytes and inodes that a snapshot takes itself.
+
+        Raises:
+            CarinaError: it can't be read.
+        """
+
+    def free(self, directory: Path) -> None:
+        """Begin to free the directory of a removed snapshot; what is left of it is removed file by file."""
+
 
 def tree(directory: Path) -> Path:
     return directory / "fs"
 
 
-def bind(source: Path, *, writable: bool) -> list[Mount]:
-    return [Mount(type="bind", source=str(source), options=("rw" if writable else "ro", "rbind"))]
+def bind(source: Path, *, writable: bool, mapping: Sequence[str] = ()) -> list[Mount]:
+    return [Mount(type="bind", source=str(source), options=(*mapping, "rw" if writable else "ro", "rbind"))]
 
 
 def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
@@ -70,10 +90,11 @@ def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def _host_root(labels: Mapping[str, str], name: str) -> int:
-    for part in labels.get(name, "").split(","):
-        numbers = part.split(":")
-        if len(numbers) == 3 and all(number.isdecimal() and len(number) <= 10 for number in numbers):
-            inside, outside, count = map(int, numbers)
-            if inside == 0 and 0 < count <= 2**32 - outside:
-                return outside
-    raise InvalidArgument(f"label {name}: {labels.get(name, '')[:80]!r} does not map root")
+    try:
+        ranges = idmap.parse(labels.get(name, ""))
+    except InvalidArgument as error:
+        raise InvalidArgument(f"label {name}: {error}") from error
+    for inside, outside, _ in ranges:
+        if inside == 0:
+            return outside
+    raise InvalidArgument(f"label {name}: {labels[name][:80]!r} does not map root")

@@ -12,6 +12,7 @@ from pathlib import Path
 from carina.errors import InvalidArgument
 from carina.linux.errnos import translated
 from carina.linux.filesystem import copy_data
+from carina.linux.usage import measure
 from carina.mount import Mount
 from carina.snapshots import Kind
 from snapshotd.drivers import Place, bind, mapped_root, tree
@@ -41,6 +42,12 @@ class Native:
         writable = chain.kind is Kind.ACTIVE
         source = chain.id if writable or not chain.parents else chain.parents[0]
         return bind(tree(place(source)), writable=writable)
+
+    def usage(self, directory: Path, parents: Sequence[Path]) -> tuple[int, int]:
+        return measure(tree(directory))
+
+    def free(self, directory: Path) -> None:
+        """There is no quicker way."""
 
 
 def copy_tree(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +40,7 @@ class Chain:
     id: int
     kind: Kind
     parents: tuple[int, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Records:
@@ -119,7 +120,7 @@ class Records:
                 )
             except sqlite3.IntegrityError as error:
                 raise AlreadyExists(f"snapshot {info.name}: already exists") from error
-            return Chain(id=number, kind=info.kind, parents=parents)
+            return Chain(id=number, kind=info.kind, parents=parents, labels=info.labels)
 
         return await self._database.write(write)
 
@@ -150,13 +151,13 @@ class Records:
         await self._database.write(write)
 
     async def check_commit(self, committed: Info, key: str) -> tuple[Record, int | None]:
-        """What `commit` would refuse, before the work for it begins; with the id of a parent that is a new one."""
+        """What `commit` would refuse, before the work for it begins; with the id of the parent that it will have."""
 
         def read(connection: sqlite3.Connection) -> tuple[Record, int | None]:
             record = _get(connection, key)
             check_commit(connection, committed, record)
-            rebased = committed.parent not in ("", record.info.parent)
-            return record, _get(connection, committed.parent).id if rebased else None
+            parent = committed.parent or record.info.parent
+            return record, _get(connection, parent).id if parent else None
 
         return await self._database.read(read)
 
@@ -190,9 +191,9 @@ class Records:
             NotFound: no such snapshot.
             InvalidArgument: a field that can't be changed.
         """
-        for field in fields:
-            if field != "labels" and not field.startswith("labels."):
-                raise InvalidArgument(f"snapshot {info.name}: cannot update field {field!r}, only labels")
+        for path in fields:
+            if path != "labels" and not path.startswith("labels."):
+                raise InvalidArgument(f"snapshot {info.name}: cannot update field {path!r}, only labels")
 
         def write(connection: sqlite3.Connection) -> Record:
             record = _get(connection, info.name)
@@ -242,7 +243,7 @@ def _get(connection: sqlite3.Connection, name: str) -> Record:
 
 def _chain(connection: sqlite3.Connection, record: Record) -> Chain:
     parents = _parents(connection, record.info.parent)
-    return Chain(id=record.id, kind=record.info.kind, parents=parents)
+    return Chain(id=record.id, kind=record.info.kind, parents=parents, labels=record.info.labels)
 
 
 def _parents(connection: sqlite3.Connection, parent: str) -> tuple[int, ...]:

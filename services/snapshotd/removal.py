@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -31,9 +31,11 @@ _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class Directories:
     """The folder of snapshot directories: which are in use, which are being made, which are to be freed."""
 
-    def __init__(self, folder: Path, records: Records) -> None:
+    def __init__(self, folder: Path, records: Records, free: Callable[[Path], None]) -> None:
         self._folder = folder
         self._records = records
+        self._begin = free
+        """A driver's quick way to free a directory, or a part of it."""
         self._making: set[str] = set()
         self._sweeping = asyncio.Lock()
         self._work = asyncio.Event()
@@ -82,7 +84,7 @@ class Directories:
             # In this order: a snapshot leaves `making` only when its row is there.
             making = set(self._making)
             ids = {str(number) for number in await self._records.ids()}
-            await in_thread(_free, self._folder, sorted(set(names) - making - ids))
+            await in_thread(_free, self._folder, sorted(set(names) - making - ids), self._begin)
 
 
 def _unique(name: str) -> str:
@@ -102,7 +104,7 @@ def _set_aside(path: Path) -> Path | None:
     return target
 
 
-def _free(folder: Path, names: Iterable[str]) -> None:
+def _free(folder: Path, names: Iterable[str], begin: Callable[[Path], None]) -> None:
     for name in names:
         path: Path | None = folder / name
         if name.isdecimal() or name.startswith(_NEW):
@@ -112,6 +114,7 @@ def _free(folder: Path, names: Iterable[str]) -> None:
             continue
         if path is not None:
             faults.point("snapshotd.free.begun")
+            begin(path)
             _remove(path)
             faults.point("snapshotd.free.removed")
 

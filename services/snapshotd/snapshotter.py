@@ -25,7 +25,6 @@ from carina.aio.threads import in_thread
 from carina.errors import DataLoss, FailedPrecondition, InvalidArgument
 from carina.linux.errnos import translated
 from carina.linux.filesystem import sync_directory, sync_filesystem
-from carina.linux.usage import measure
 from carina.mount import Mount
 from carina.snapshots import Info, Kind, Usage
 from carina.snapshots.fields import fields as filter_fields
@@ -62,6 +61,11 @@ class LocalSnapshotter:
         self._locks = KeyedLock()
         self._held: Counter[str] = Counter()
 
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """containerd's words for what the driver can."""
+        return self._driver.capabilities
+
     async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
         return await self._create(Info(name=key, kind=Kind.ACTIVE, parent=parent, labels=labels or {}))
 
@@ -80,12 +84,13 @@ class LocalSnapshotter:
         async with self._locks.hold(key), self._holding(parent):
             record, below = await self._records.check_commit(committed, key)
             self._check_there(key, (record.id,))
-            if below is not None:
-                await in_thread(self._rebase, record, below)
-            own = tree(self._directories.place(record.id))
+            parents = [] if below is None else [self._directories.place(below)]
+            own = self._directories.place(record.id)
+            if parents and not record.info.parent:
+                await in_thread(self._rebase, own, parents[0], record.info)
             if self._settings.durable:
-                await in_thread(_sync, own)
-            size, inodes = await in_thread(measure, own)
+                await in_thread(_sync, tree(own))
+            size, inodes = await in_thread(self._driver.usage, own, parents)
             faults.point("snapshotd.commit.synced")
             await finish(self._records.commit(committed, key, Usage(size=size, inodes=inodes)))
             faults.point("snapshotd.commit.recorded")
@@ -121,7 +126,8 @@ class LocalSnapshotter:
         if record.info.kind is not Kind.ACTIVE:
             return record.usage
         self._check_there(key, (record.id,))
-        size, inodes = await in_thread(measure, tree(self._directories.place(record.id)))
+        parents = [self._directories.place(number) for number in (await self._records.chain(key)).parents]
+        size, inodes = await in_thread(self._driver.usage, self._directories.place(record.id), parents)
         return Usage(size=size, inodes=inodes)
 
     async def cleanup(self) -> None:
@@ -172,12 +178,11 @@ class LocalSnapshotter:
         except OSError as error:
             raise translated(error, f"making the directory of snapshot {info.name}") from error
 
-    def _rebase(self, record: Record, parent: int) -> None:
-        own, below = self._directories.place(record.id), self._directories.place(parent)
+    def _rebase(self, own: Path, parent: Path, info: Info) -> None:
         try:
-            self._driver.rebase(own, below, record.info.labels)
+            self._driver.rebase(own, parent, info.labels)
         except OSError as error:
-            raise translated(error, f"putting snapshot {record.info.name} on its parent") from error
+            raise translated(error, f"putting snapshot {info.name} on its parent") from error
 
     @contextlib.asynccontextmanager
     async def _holding(self, parent: str) -> AsyncIterator[None]:
@@ -247,7 +252,7 @@ async def open_snapshotter(root: Path, driver: Driver, settings: Settings) -> As
     folder = await in_thread(_make_directories, root)
     await in_thread(driver.check, folder)
     async with open_records(root / "metadata.db") as records:
-        directories = Directories(folder, records)
+        directories = Directories(folder, records, driver.free)
         present = await directories.present()
         records.skip(max(present, default=0))
         lost = frozenset(await records.ids() - present)

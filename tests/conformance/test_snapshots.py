@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from carina.rpc.client import connect
 from carina.snapshots import Snapshotter
 from carina.snapshots.client import RemoteSnapshotter
 from conformance.snapshots_suite import SnapshotterSuite
+from snapshotd.btrfs import Btrfs
 from snapshotd.drivers import Driver
 from snapshotd.native import Native
 from snapshotd.overlay import Overlay
 from snapshotd.snapshotter import Settings, open_snapshotter
+from support.content import directory
 from support.snapshots import demo, snapshotd
+from support.volumes import volume
 
 
 @contextlib.asynccontextmanager
@@ -52,6 +56,12 @@ def demo_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield base / "demo.sock"
 
 
+@pytest.fixture(scope="module")
+def btrfs() -> Iterator[Path]:
+    with directory() as base, volume(base, "btrfs") as point:
+        yield point
+
+
 class TestOverlay(SnapshotterSuite):
     renames_directories = False
     rebases = True
@@ -59,6 +69,15 @@ class TestOverlay(SnapshotterSuite):
     @pytest.fixture
     async def snapshotter(self, tmp_path: Path) -> AsyncIterator[Snapshotter]:
         async with local(tmp_path / "root", Overlay()) as snapshotter:
+            yield snapshotter
+
+
+class TestBtrfs(SnapshotterSuite):
+    layers = 32
+
+    @pytest.fixture
+    async def snapshotter(self, btrfs: Path) -> AsyncIterator[Snapshotter]:
+        async with local(btrfs / uuid.uuid4().hex, Btrfs()) as snapshotter:
             yield snapshotter
 
 

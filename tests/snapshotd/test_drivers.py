@@ -1,5 +1,6 @@
 """How the drivers lay out trees, and what they hand out as mounts."""
 
+import asyncio
 import os
 import stat
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from carina.errors import FailedPrecondition, InvalidArgument
+from carina.linux.mount import mounted
 from carina.mount import Mount
 from carina.snapshots import Kind
 from snapshotd.drivers import GID_MAPPING, UID_MAPPING, mapped_root
 from snapshotd.native import Native, copy_tree
 from snapshotd.overlay import Overlay
 from snapshotd.records import Chain
+from snapshotd.snapshotter import Settings, open_snapshotter
 
 
 def place(number: int) -> Path:
@@ -53,6 +56,48 @@ def test_a_tree_with_mapped_ids_belongs_to_the_mapped_root() -> None:
     for wrong in ("", "x", "0:1:2:3", "1:1000:10", "0:4294967295:2", "0:-1:3"):
         with pytest.raises(InvalidArgument):
             mapped_root({UID_MAPPING: wrong, GID_MAPPING: "0:0:1"})
+
+
+@pytest.mark.root
+def test_labels_map_ids_where_the_kernel_can(tmp_path: Path) -> None:
+    """As containerd's overlayfs: layers are mapped, the files of a snapshot without parents have mapped owners."""
+    driver = Overlay(["index=off"])
+    driver.check(tmp_path)
+    if "remap-ids" not in driver.capabilities:
+        pytest.skip("the kernel has no id-mapped overlays")
+    assert driver.capabilities == ("remap-ids", "only-remap-ids", "rebase")
+    labels = {UID_MAPPING: "0:1000:65536", GID_MAPPING: "0:2000:65536"}
+    mapping = ("uidmap=0:1000:65536", "gidmap=0:2000:65536")
+    (mount,) = driver.mounts(Chain(id=3, kind=Kind.ACTIVE, parents=(2, 1), labels=labels), place)
+    assert mount.options[:2] == mapping
+    (mount,) = driver.mounts(Chain(id=2, kind=Kind.VIEW, parents=(1,), labels=labels), place)
+    assert mount == Mount(type="bind", source="/s/1/fs", options=(*mapping, "ro", "rbind"))
+    (mount,) = driver.mounts(Chain(id=1, kind=Kind.ACTIVE, labels=labels), place)
+    assert mount.options == ("rw", "rbind")
+    slow = Overlay(slow_chown=True)
+    slow.check(tmp_path)
+    assert slow.capabilities == ("remap-ids", "rebase")
+
+
+@pytest.mark.root
+async def test_a_mapped_snapshot_is_written_with_mapped_owners(tmp_path: Path) -> None:
+    """Its root, what it shows of its parent, and what is copied up."""
+    async with open_snapshotter(tmp_path, Overlay(), Settings(durable=False)) as snapshotter:
+        (mount,) = await snapshotter.prepare("a")
+        (Path(mount.source) / "file").touch()
+        await snapshotter.commit("base", "a")
+        if "remap-ids" not in snapshotter.capabilities:
+            pytest.skip("the kernel has no id-mapped overlays")
+        labels = {UID_MAPPING: "0:1000:65536", GID_MAPPING: "0:2000:65536"}
+        mounts = await snapshotter.prepare("b", "base", labels)
+
+        def work() -> list[tuple[int, int]]:
+            with mounted(mounts) as tree:
+                (tree / "file").chmod(0o600)
+                return [(path.lstat().st_uid, path.lstat().st_gid) for path in (tree, tree / "file")]
+
+        assert await asyncio.to_thread(work) == [(1000, 2000)] * 2
+        assert (tmp_path / "snapshots" / "2" / "fs" / "file").stat().st_uid == 1000
 
 
 @pytest.mark.root

@@ -35,16 +35,26 @@ def test_a_second_snapshotter_of_a_driver(tmp_path: Path) -> None:
         driver = "overlayfs"
         durable = false
         mount_options = ["volatile"]
+        root_path = "/srv/fast"
+        slow_chown = true
     """
     config = read(load(configuration(tmp_path, text)), "fast")
     assert (config.address, config.mount_options) == ("unix:///run/fast.sock", ("volatile",))
     assert not config.settings.durable
+    assert (config.root, config.slow_chown) == (Path("/srv/fast"), True)
     assert isinstance(config.make_driver(), Overlay)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["unknown = 1", "durable = 'yes'", "mount_options = 'volatile'", "driver = 'zfs'"],
+    [
+        "unknown = 1",
+        "root_path = 'relative'",
+        "slow_chown = 1",
+        "durable = 'yes'",
+        "mount_options = 'volatile'",
+        "driver = 'zfs'",
+    ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str) -> None:
     """The sentence says which key it is."""

@@ -117,7 +117,7 @@ async def test_removal_is_later_or_at_once(tmp_path: Path, at_once: bool) -> Non
         assert [name.partition("-")[0] for name in directories(tmp_path)] == ([] if at_once else ["rm"])
         if not at_once:
             freeing = asyncio.create_task(snapshotter.run())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while directories(tmp_path):
                     await asyncio.sleep(0.01)
             freeing.cancel()

@@ -32,9 +32,13 @@ def wait_for(socket: Path, process: subprocess.Popen[bytes], seconds: float = 20
         time.sleep(0.02)
 
 
-def snapshotd(base: Path, name: str = "overlayfs") -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+def snapshotd(
+    base: Path, name: str = "overlayfs", *, config: Path | None = None
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """A snapshotd on `base`/root with its socket in `base`."""
-    arguments = ("-m", "snapshotd", "--root", str(base / "root"), "--state", str(base), "--snapshotter", name)
+    arguments = ["-m", "snapshotd", "--root", str(base / "root"), "--state", str(base), "--snapshotter", name]
+    if config is not None:
+        arguments += ["--config", str(config)]
     return serving(base / f"snapshotd-{name}.sock", *arguments)
 
 

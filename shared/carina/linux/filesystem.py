@@ -6,7 +6,9 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from carina.linux.libc import call
@@ -15,6 +17,22 @@ FICLONE: Final = 0x40049409
 _COPY_AT_ONCE: Final = 16 << 20
 _NO_CLONE: Final = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.ETXTBSY}
 _DT_UNKNOWN: Final = 0
+_NAMES: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        0xEF53: "ext4",
+        0x58465342: "xfs",
+        0x9123683E: "btrfs",
+        0x794C7630: "overlay",
+        0x01021994: "tmpfs",
+        0x2FC12FC1: "zfs",
+        0xF2F52010: "f2fs",
+        0xE0F5E1E2: "erofs",
+        0x6969: "nfs",
+        0x65735546: "fuse",
+        0x4D44: "vfat",
+        0x9FA0: "proc",
+    }
+)
 
 
 def sync_filesystem(path: Path) -> None:
@@ -101,6 +119,18 @@ def entries_have_types(directory: Path) -> bool:
             return False
         offset += size
     return True
+
+
+def filesystem_type(path: Path) -> str:
+    """Name of the kind of file system that `path` is on (`ext4`, `btrfs`, `overlay`), or its number in statfs(2).
+
+    Raises:
+        OSError: there is no such path.
+    """
+    buffer = ctypes.create_string_buffer(256)
+    call("statfs", os.fsencode(path), buffer)
+    (number,) = struct.unpack_from("=q" if struct.calcsize("l") == 8 else "=i", buffer)
+    return _NAMES.get(number & 0xFFFFFFFF, f"type {number & 0xFFFFFFFF:#x}")
 
 
 def is_whiteout(path: Path) -> bool:
