@@ -49,7 +49,7 @@ async def blobs(store: ContentStore, *filters: str) -> dict[Digest, Info]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await condition():
             await asyncio.sleep(0.01)
 

@@ -190,7 +190,7 @@ async def test_pids_metrics_update(carina: World) -> None:
     """A running task tells its processes and metrics, and takes new limits."""
     id, other = await carina.run("sh", "-c", "sleep 100 & wait"), await carina.run("sleep", "100")
     pid = (await carina.tasks.get(id)).pid
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(found := await carina.tasks.pids(id)) < 2:
             await asyncio.sleep(0.01)
     assert pid in [process.pid for process in found]

@@ -240,7 +240,7 @@ async def test_health_is_that_of_the_services(tmp_path: Path) -> None:
     async with _gateway(config) as channel:
         before = await states(channel)
         async with _back(config.metadata, METADATA, "metadatad"), _back(config.tasks, TASKS, "taskd"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while (await states(channel))[""] != "SERVING" or (await states(channel))["taskd"] != "SERVING":
                     await asyncio.sleep(0.05)
             during = await states(channel)

@@ -117,7 +117,7 @@ def test_ctr_events(metadatad: Process) -> None:
                     seen += data
             start = time.monotonic()
             assert metadatad.stop() == 0
-            assert time.monotonic() - start < 3
+            assert time.monotonic() - start < 4.5
         finally:
             events.kill()
 

@@ -81,7 +81,7 @@ async def clean_up(address: str, acknowledged: dict[str, Digest]) -> None:
 
 async def until_empty(base: Path) -> None:
     """Wait until the back ends have nothing, which is soon: what a crash left is settled after the start."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await left(base):
             await asyncio.sleep(0.1)
 

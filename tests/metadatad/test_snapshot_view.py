@@ -315,7 +315,7 @@ async def test_list_of_a_stalled_snapshotter_ends() -> None:
             await snapshotter.prepare("key")
             snapshotter.peer = replace(snapshotter.peer, work_seconds=60)
             behind.walk = walk  # type: ignore[attr-defined]
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 with pytest.raises(Unavailable, match="did not answer"):
                     _ = [info async for info in snapshotter.walk()]
 

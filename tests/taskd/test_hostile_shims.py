@@ -55,7 +55,7 @@ async def test_creation_fails_clean(carina: World, mode: str, error: type[Carina
     started = time.monotonic()
     with pytest.raises(error, match=text):
         await carina.tasks.create(id)
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30
     assert not carina.bundle(id).exists()
     assert await carina.tasks.list() == []
     assert carina.shims() == []
@@ -68,7 +68,7 @@ async def test_others_are_not_delayed(carina: World) -> None:
     stuck = [carina.add("true", runtime="io.carina.hangs.v1") for _ in range(20)]
     creations = [asyncio.create_task(carina.tasks.create(id)) for id in stuck]
     await asyncio.sleep(0.2)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         id = await carina.run("sh", "-c", "exit 4")
         assert (await carina.tasks.wait(id)).status == 4
         await carina.tasks.delete(id)

@@ -63,7 +63,7 @@ def test_sigterm_ends_it_well() -> None:
     _until_ready(process)
     title = Path(f"/proc/{process.pid}/cmdline").read_text().strip("\0 ")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)
 
     assert process.returncode == 0
     assert title == "testd"
@@ -81,7 +81,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
     assert process.stderr is not None
     assert "stopping" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=30)
 
     assert process.returncode == 128 + signal.SIGINT
 
@@ -90,7 +90,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
 def test_an_error_of_the_domain_is_one_line(what: str) -> None:
     """A daemon that can't start says why in one line, without a traceback, and exits with 1."""
     process = _start(what)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)
     match = LINE.fullmatch(err.strip())
 
     assert process.returncode == 1
@@ -101,7 +101,7 @@ def test_an_error_of_the_domain_is_one_line(what: str) -> None:
 def test_a_bug_leaves_its_traceback() -> None:
     """What nobody foresaw is logged with all there is to know, and the status is 1."""
     process = _start("bug")
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)
 
     assert process.returncode == 1
     assert "Traceback" in err
@@ -112,12 +112,12 @@ def test_the_service_manager_is_told(tmp_path: Path) -> None:
     """READY=1 and STOPPING=1 go to NOTIFY_SOCKET."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"{tmp_path}/notify")
-        manager.settimeout(10)
+        manager.settimeout(30)
         process = _start("run", NOTIFY_SOCKET=f"{tmp_path}/notify")
         first = manager.recv(100)
         process.send_signal(signal.SIGTERM)
         second = manager.recv(100)
-        process.communicate(timeout=10)
+        process.communicate(timeout=30)
 
     assert (first, second) == (b"READY=1", b"STOPPING=1")
 
@@ -131,6 +131,6 @@ def test_it_runs_in_a_forked_child() -> None:
     while not children.read_text().split() and time.monotonic() < limit:
         time.sleep(0.01)
     os.kill(int(children.read_text().split()[0]), signal.SIGTERM)
-    process.communicate(timeout=10)
+    process.communicate(timeout=30)
 
     assert process.returncode == 0

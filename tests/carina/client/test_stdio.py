@@ -68,7 +68,7 @@ async def test_input_arrives_whole(made: Streams, pipe: tuple[int, int]) -> None
 
     try:
         made.copy_input(reading, close)
-        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             group.create_task(feed())
             collecting = group.create_task(collect(end))
         assert collecting.result() == data
@@ -83,7 +83,7 @@ async def test_input_that_is_no_pipe(made: Streams) -> None:
     null = os.open(os.devnull, os.O_RDONLY | os.O_NONBLOCK)
     try:
         made.copy_input(null, nothing)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await collect(end) == b""
     finally:
         os.close(null)
@@ -97,7 +97,7 @@ async def test_a_slow_reader_gets_everything(made: Streams, pipe: tuple[int, int
     made.copy_output({"stdout": writing})
     data = os.urandom(200_000)
     rest = data
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         for _ in range(50):
             with contextlib.suppress(BlockingIOError):
                 rest = rest[os.write(end, rest) :]
@@ -151,7 +151,7 @@ async def test_a_child_that_keeps_the_output_open_is_not_waited_for(made: Stream
     try:
         made.copy_output({"stdout": pipe[1]})
         os.write(end, b"last words")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await made.drained(seconds=0.1)
         assert os.read(pipe[0], 100) == b"last words"
     finally:

@@ -121,8 +121,8 @@ def test_a_second_signal_does_not_wait(running: Running) -> None:
     started = time.monotonic()
     process.terminate()
 
-    assert process.wait(10) == 0
-    assert time.monotonic() - started < 3
+    assert process.wait(30) == 0
+    assert time.monotonic() - started < 9
 
 
 def test_what_breaks_a_service_is_in_its_log(running: Running) -> None:

@@ -127,7 +127,7 @@ def test_survivors_are_only_our_daemons(tmp_path: Path) -> None:
             assert survivors.listener(tmp_path / "imaged.sock") == os.getpid()
             assert survivors.find(config) == {"content": ours.pid}
             survivors.end([ours.pid], grace=10)
-            assert ours.wait(1) == -signal.SIGTERM
+            assert ours.wait(30) == -signal.SIGTERM
     assert survivors.find(config) == {}
 
 
@@ -139,5 +139,5 @@ def test_who_does_not_end_is_killed() -> None:
         process.stdout.readline()
         started = time.monotonic()
         survivors.end([process.pid, 2**22 - 1], grace=0.2)
-        assert process.wait(1) == -signal.SIGKILL
-        assert time.monotonic() - started < 2
+        assert process.wait(30) == -signal.SIGKILL
+        assert time.monotonic() - started < 20
