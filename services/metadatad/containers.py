@@ -66,7 +66,7 @@ class Containers:
                 raise AlreadyExists(f"container {container.id!r} already exists")
             namespaces.ensure(connection, namespace)
             created = to_time(now())
-            stored = replace(container, created_at=created, updated_at=created)
+            stored = replace(container, labels=labels.stated(container.labels), created_at=created, updated_at=created)
             _store(connection, namespace, stored)
             transaction.emit(namespace, "/containers/create", rpc.container_create(stored))
             return stored

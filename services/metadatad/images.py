@@ -53,7 +53,9 @@ class Images:
                 raise AlreadyExists(f"image {image.name!r} already exists")
             namespaces.ensure(connection, namespace)
             created = now()
-            stored = replace(image, created_at=to_time(created), updated_at=to_time(created))
+            stored = replace(
+                image, labels=labels.stated(image.labels), created_at=to_time(created), updated_at=to_time(created)
+            )
             _store(connection, namespace, stored)
             _lease(connection, namespace, call.lease, stored)
             transaction.emit(namespace, "/images/create", rpc.image_create(stored))

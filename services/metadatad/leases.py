@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from carina import context, labels
-from carina.errors import AlreadyExists, InvalidArgument, NotFound
+from carina.digest import Digest
+from carina.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from carina.filters import exact, matcher
 from carina.leases import Lease, Resource
 from carina.leases.fields import fields
@@ -29,12 +30,13 @@ def hold(connection: sqlite3.Connection, namespace: str, lease: str | None, reso
 
     Raises:
         NotFound: no such lease.
-        InvalidArgument: a lease can't hold this type.
+        InvalidArgument: there can't be such a resource.
+        Unimplemented: a lease can't hold this type.
     """
     if lease is None or lease == "":
         return
-    _validate_resource(resource)
     found = _get(connection, namespace, lease)
+    _validate_resource(resource)
     connection.execute(
         "INSERT OR IGNORE INTO lease_resources (namespace, lease, type, id) VALUES (?, ?, ?, ?)",
         (namespace, lease, resource.type, resource.id),
@@ -51,12 +53,13 @@ def release(connection: sqlite3.Connection, namespace: str, lease: str | None, r
 
     Raises:
         NotFound: no such lease.
-        InvalidArgument: a lease can't hold this type.
+        InvalidArgument: there can't be such a resource.
+        Unimplemented: a lease can't hold this type.
     """
     if lease is None or lease == "":
         return
-    _validate_resource(resource)
     _get(connection, namespace, lease)
+    _validate_resource(resource)
     connection.execute(
         "DELETE FROM lease_resources WHERE namespace = ? AND lease = ? AND type = ? AND id = ?",
         (namespace, lease, resource.type, resource.id),
@@ -79,6 +82,7 @@ class Leases:
             lease = replace(lease, id=f"{time.time_ns()}-{secrets.token_urlsafe(6)}")
         validate_name(lease.id, "lease id")
         labels.validate(lease.labels)
+        lease = replace(lease, labels=labels.stated(lease.labels))
 
         def insert(transaction: Transaction) -> Lease:
             connection = transaction.connection
@@ -171,10 +175,14 @@ def _get(connection: sqlite3.Connection, namespace: str, id: str) -> Lease:
 
 
 def _validate_resource(resource: Resource) -> None:
-    kind, slash, snapshotter = resource.type.partition("/")
-    known = resource.type in TYPES or (kind == "snapshots" and slash == "/" and snapshotter and "/" not in snapshotter)
-    if not known:
-        raise InvalidArgument(
-            f"a lease can't hold {resource.type!r}: expected {', '.join(TYPES)} or snapshots/SNAPSHOTTER"
+    kind, slash, rest = resource.type.partition("/")
+    if kind not in (*TYPES, "snapshots"):
+        raise Unimplemented(
+            f"a lease can't hold {resource.type[:64]!r}: expected {', '.join(TYPES)} or snapshots/SNAPSHOTTER"
         )
+    if bool(slash) != (kind == "snapshots") or (slash and (not rest or "/" in rest)):
+        form = "snapshots/SNAPSHOTTER" if kind == "snapshots" else kind
+        raise InvalidArgument(f"resource type {resource.type[:64]!r} is not valid: expected {form}")
+    if kind == "content":
+        Digest(resource.id)
     validate_name(resource.id, f"id of the {resource.type} resource")

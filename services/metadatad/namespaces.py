@@ -43,6 +43,7 @@ class Namespaces:
     async def create(self, namespace: Namespace) -> Namespace:
         validate_identifier(namespace.name, "namespace")
         labels.validate(namespace.labels)
+        namespace = replace(namespace, labels=labels.stated(namespace.labels))
 
         def insert(transaction: Transaction) -> Namespace:
             if _find(transaction.connection, namespace.name) is not None:
@@ -63,10 +64,10 @@ class Namespaces:
                 raise InvalidArgument(f"field {path!r} of namespace {namespace.name!r} can't be updated")
 
         def change(transaction: Transaction) -> Namespace:
-            old = _find(transaction.connection, namespace.name)
-            if old is None:
-                raise NotFound(f"namespace {namespace.name!r} does not exist")
-            new = replace(old, labels=labels.changed(old.labels, namespace.labels, paths))
+            # Setting labels makes the namespace, as in containerd.
+            ensure(transaction.connection, namespace.name)
+            old = _find(transaction.connection, namespace.name) or Namespace(name=namespace.name)
+            new = replace(old, labels=labels.stated(labels.changed(old.labels, namespace.labels, paths)))
             labels.validate(new.labels)
             transaction.connection.execute(
                 "UPDATE namespaces SET labels = ? WHERE name = ?", (pack(new.labels), new.name)

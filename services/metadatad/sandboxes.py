@@ -64,7 +64,7 @@ class Sandboxes:
                 raise AlreadyExists(f"sandbox {sandbox.id!r} already exists")
             namespaces.ensure(connection, namespace)
             created = to_time(now())
-            stored = replace(sandbox, created_at=created, updated_at=created)
+            stored = replace(sandbox, labels=labels.stated(sandbox.labels), created_at=created, updated_at=created)
             _store(connection, namespace, stored)
             return stored
 

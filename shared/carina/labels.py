@@ -29,12 +29,19 @@ def validate(labels: Labels) -> None:
     """Refuse what containerd refuses.
 
     Raises:
-        InvalidArgument: a key with its value is longer than 4,096 bytes.
+        InvalidArgument: a key with its value is longer than 4,096 bytes, or there is no key.
     """
     for key, value in labels.items():
+        if not key:
+            raise InvalidArgument(f"label with the value {value[:64]!r} has no key")
         size = len(key.encode()) + len(value.encode())
         if size > MAX_SIZE:
             raise InvalidArgument(f"label {key[:64]!r} is {size} bytes long with its value, more than {MAX_SIZE}")
+
+
+def stated(labels: Labels) -> dict[str, str]:
+    """Labels as they are kept: one without a value is none, as in containerd."""
+    return {key: value for key, value in labels.items() if value != ""}
 
 
 def changed(old: Labels, new: Labels, fields: list[str]) -> dict[str, str]:

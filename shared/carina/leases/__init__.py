@@ -16,9 +16,9 @@ class Lease:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:
     type: str
-    """`content`, `ingests`, or `snapshots/SNAPSHOTTER`."""
+    """`content`, `ingests`, `images`, or `snapshots/SNAPSHOTTER`."""
     id: str
-    """Digest, ref, or key."""
+    """Digest, ref, name, or key."""
 
 
 class LeaseManager(Protocol):
@@ -33,7 +33,13 @@ class LeaseManager(Protocol):
     async def list(self, filters: Sequence[str] = ()) -> Sequence[Lease]: ...
 
     async def add_resource(self, id: str, resource: Resource) -> None:
-        """Raises NotFound for the lease, InvalidArgument for an unknown type. The resource need not exist yet."""
+        """Make the lease hold a resource, which need not exist yet.
+
+        Raises:
+            NotFound: no such lease.
+            InvalidArgument: there can't be such a resource.
+            Unimplemented: a lease can't hold this type.
+        """
 
     async def delete_resource(self, id: str, resource: Resource) -> None:
         """Raises NotFound for the lease."""

@@ -25,7 +25,11 @@ class NamespaceStore(Protocol):
         """Raises AlreadyExists or InvalidArgument."""
 
     async def update(self, namespace: Namespace, fields: Sequence[str] = ()) -> Namespace:
-        """Fields: `labels` or `labels.KEY`; all if empty. Raises NotFound."""
+        """Fields: `labels` or `labels.KEY`; all if empty. Makes the namespace where there is none.
+
+        Raises:
+            InvalidArgument: another field, a label that can't be, or a name that is no identifier.
+        """
 
     async def delete(self, name: str) -> None:
         """Raises NotFound, or FailedPrecondition while anything is in it."""

@@ -47,8 +47,9 @@ class RemoteNamespaceStore:
     async def update(self, namespace: Namespace, fields: Sequence[str] = ()) -> Namespace:
         mask = FieldMask(paths=list(fields)) if fields else None
         answer = await self._stub.update(UpdateNamespaceRequest(namespace=to_wire(namespace), update_mask=mask))
+        wire = answer.namespace
         # containerd's answer is empty.
-        return await self.get(namespace.name) if answer.namespace is None else from_wire(answer.namespace)
+        return from_wire(wire) if wire is not None and wire.name else await self.get(namespace.name)
 
     async def delete(self, name: str) -> None:
         await self._stub.delete(DeleteNamespaceRequest(name=name))
