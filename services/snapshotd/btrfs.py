@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 class Btrfs:
     capabilities: tuple[str, ...] = ()
+    copies = False
 
     def check(self, directory: Path) -> None:
         kind = filesystem_type(directory)

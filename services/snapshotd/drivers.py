@@ -39,6 +39,10 @@ class Driver(Protocol):
         `only-remap-ids`: a client may not have trees copied and their owners changed instead.
         """
 
+    @property
+    def copies(self) -> bool:
+        """Whether a new snapshot has its own copy of its parents' bytes, which must get to the disk as well."""
+
     def check(self, directory: Path) -> None:
         """Try on the file system of `directory` what the driver needs of it.
 

@@ -21,6 +21,7 @@ from snapshotd.records import Chain
 
 class Native:
     capabilities: tuple[str, ...] = ()
+    copies = True
 
     def check(self, directory: Path) -> None:
         """Any file system will do."""

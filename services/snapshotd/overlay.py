@@ -29,6 +29,8 @@ class Overlay:
     With `slow_chown` a client may do without id-mapped mounts, and have a copy of each tree with other owners.
     """
 
+    copies = False
+
     def __init__(self, mount_options: Sequence[str] = (), *, slow_chown: bool = False) -> None:
         self._options = tuple(mount_options)
         self._slow_chown = slow_chown

@@ -168,7 +168,9 @@ class LocalSnapshotter:
             temporary.mkdir(mode=0o700)
             below = [self._directories.place(parent) for parent in parents]
             self._driver.create(temporary, kind=info.kind, parents=below, labels=info.labels)
-            if self._settings.durable:
+            if self._settings.durable and self._driver.copies and below:
+                sync_filesystem(temporary)
+            elif self._settings.durable:
                 sync_directory(temporary)
             faults.point("snapshotd.prepare.filled")
             temporary.rename(place)
