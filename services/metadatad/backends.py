@@ -249,7 +249,8 @@ class Registry:
                 async with _asking(entry.peer):
                     await self._ask(entry)
                     if not entry.asked:
-                        await self._learn(entry)
+                        await self._hold(entry)
+                    await self._learn(entry)
             except CarinaError as caught:
                 error = str(caught) or type(caught).__name__
             entry.slow = bool(error) and time.monotonic() - begun > PROBE_SECONDS / 2
@@ -277,12 +278,15 @@ class Registry:
             else:
                 await in_thread(_must_be_socket, entry.backend.address)
 
-    async def _learn(self, entry: _Entry) -> None:
-        """What it exports and can do, where it says so; and the standing lease, where it is to have one."""
-        backend = entry.backend
-        if backend.lease:
+    async def _hold(self, entry: _Entry) -> None:
+        """Make the standing lease, where there is to be one."""
+        if entry.backend.lease:
             with contextlib.suppress(AlreadyExists):
-                await RemoteLeaseManager(entry.channel).create(Lease(id=backend.lease))
+                await RemoteLeaseManager(entry.channel).create(Lease(id=entry.backend.lease))
+
+    async def _learn(self, entry: _Entry) -> None:
+        """What it exports and can do, where it says so: another process may have taken its place at any time."""
+        backend = entry.backend
         try:
             plugins = await RemoteIntrospection(entry.channel).plugins()
         except Unimplemented:
