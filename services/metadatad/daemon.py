@@ -91,7 +91,7 @@ def backend_handlers(records: Records, registry: Registry, collector: Collector)
         TokenLaneService(registry.content),
         SnapshotsService(registry.snapshotter),
         PluginsService(registry),
-        GCService(collector, Explainer(records, registry.snapshotter, surveyed=lambda: collector.surveyed)),
+        GCService(collector, Explainer(records, registry.snapshotter)),
     ]
 
 

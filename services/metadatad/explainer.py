@@ -15,11 +15,13 @@ from carina.errors import CarinaError, DeadlineExceeded, InvalidArgument, NotFou
 from carina.gc import CHAINS, Chain, Doomed, Explanation, Hop, ImageUsage, Release, Root
 from carina.snapshots import Kind, Snapshotter
 from carina.sqlite import now, to_time
-from metadatad import edges, explain, sweep
+from metadatad import candidates, edges, explain, fullmark
 from metadatad.columns import unpack
 from metadatad.edges import Node
 from metadatad.explain import Graph, Path
+from metadatad.liveness import used_at
 from metadatad.records import Records
+from metadatad.roots import roots
 
 MOST_CHAINS: Final = 1000
 MEASURE_SECONDS: Final = 20.0
@@ -42,12 +44,9 @@ _TARGETS: Final = {"images": "target", "containers": "snapshot", "ingests": "exp
 class Explainer:
     """`carina.gc.Explainer`."""
 
-    def __init__(
-        self, records: Records, snapshotters: Callable[[str], Snapshotter], *, surveyed: Callable[[], int | None]
-    ) -> None:
+    def __init__(self, records: Records, snapshotters: Callable[[str], Snapshotter]) -> None:
         self._records = records
         self._snapshotters = snapshotters
-        self._surveyed = surveyed
 
     async def plan(self, *, if_removed: str = "") -> list[Doomed]:
         namespace = context.namespace() if if_removed else ""
@@ -84,7 +83,7 @@ class Explainer:
                 raise NotFound(f"{type.partition('/')[0]} {id if type == 'content' else repr(id)} does not exist")
             found = explain.paths(graph, node)
             if not found:
-                return Explanation(since=_since(connection, graph, node, moment, self._surveyed()))
+                return Explanation(since=_since(connection, graph, node, moment))
             chains = tuple(_chain(connection, namespace, path) for path in found[:limit])
             return Explanation(chains=chains, more=len(found) - len(chains))
 
@@ -157,8 +156,8 @@ def read(connection: sqlite3.Connection, namespace: str, moment: int) -> Graph:
     rows = connection.execute(
         "SELECT source, destination, kind, condition FROM edges WHERE namespace = ?", (namespace,)
     )
-    references = dict(sweep.references_of(connection, namespace, rows, moment))
-    sizes: dict[Node, int] = {node: 0 for (node,) in connection.execute(sweep.OBJECTS, (namespace,))}
+    references = _references(connection, namespace, rows, moment)
+    sizes: dict[Node, int] = {node: 0 for (node,) in connection.execute(fullmark.OBJECTS, (namespace,))}
     for digest, size in connection.execute("SELECT digest, size FROM blobs WHERE namespace = ?", (namespace,)):
         sizes[edges.content(digest)] = size
     shared = connection.execute(
@@ -166,11 +165,22 @@ def read(connection: sqlite3.Connection, namespace: str, moment: int) -> Graph:
     )
     return Graph(
         namespace=namespace,
-        roots=frozenset(sweep.roots(connection, namespace, moment)),
+        roots=frozenset(roots(connection, namespace, moment)),
         references=references,
         sizes=sizes,
         sharing={edges.ingest(ref): edges.content(expected) for ref, expected in shared},
     )
+
+
+def _references(
+    connection: sqlite3.Connection, namespace: str, rows: Iterable[tuple[Node, Node, str, str]], moment: int
+) -> dict[Node, list[tuple[Node, str]]]:
+    """Edges by their source, without conditional ones whose condition does not hold."""
+    result: dict[Node, list[tuple[Node, str]]] = {}
+    for source, destination, kind, condition in rows:
+        if kind != "cond" or edges.holds(condition, used_at(connection, namespace, source), to_time(moment)):
+            result.setdefault(source, []).append((destination, kind))
+    return result
 
 
 def _node(type: str, id: str) -> Node:
@@ -226,31 +236,18 @@ def _root(connection: sqlite3.Connection, namespace: str, node: Node) -> Root:
     return Root(kind="call", type=type, id=id)
 
 
-def _since(connection: sqlite3.Connection, graph: Graph, node: Node, moment: int, surveyed: int | None) -> datetime:
-    """The latest moment at which something may have kept a dead node, as far as records tell."""
-    moments = [surveyed or 0, _changed(connection, graph.namespace, node)]
-    for other in explain.ancestors(graph, node):
-        row = connection.execute(
-            "SELECT max(until) FROM pins WHERE namespace = ? AND node = ? AND until < ?",
-            (graph.namespace, other, moment),
-        ).fetchone()
-        moments.append(row[0] or 0)
-        if other.startswith("ingests/"):
-            expiry = _expiry_of(connection, graph.namespace, explain.described(other)[1])
-            moments.append(min(expiry or 0, moment))
-    return to_time(max(moments))
+def _since(connection: sqlite3.Connection, graph: Graph, node: Node, moment: int) -> datetime:
+    """When a dead node, or what refers to it, last lost something that may have kept it."""
+    found = (candidates.since(connection, graph.namespace, other, moment) for other in explain.ancestors(graph, node))
+    noted = max((moment for moment in found if moment is not None), default=None)
+    return to_time(_changed(connection, graph.namespace, node) if noted is None else noted)
 
 
 def _expiry(connection: sqlite3.Connection, namespace: str, ref: str) -> datetime | None:
-    moment = _expiry_of(connection, namespace, ref)
-    return None if moment is None else to_time(moment)
-
-
-def _expiry_of(connection: sqlite3.Connection, namespace: str, ref: str) -> int | None:
     row = connection.execute(
         "SELECT expires_at FROM ingests WHERE namespace = ? AND ref = ?", (namespace, ref)
     ).fetchone()
-    return None if row is None else row[0]
+    return None if row is None or row[0] is None else to_time(row[0])
 
 
 def _labels(connection: sqlite3.Connection, namespace: str, node: Node) -> dict[str, str]:

@@ -98,10 +98,11 @@ class Images:
             await self._records.collect()
 
 
-def discard(connection: sqlite3.Connection, namespace: str, name: str) -> None:
-    """Remove an image's rows, with what it states."""
-    connection.execute("DELETE FROM images WHERE namespace = ? AND name = ?", (namespace, name))
+def discard(connection: sqlite3.Connection, namespace: str, name: str) -> bool:
+    """Remove an image's rows, with what it states; False where there is no such image."""
+    cursor = connection.execute("DELETE FROM images WHERE namespace = ? AND name = ?", (namespace, name))
     edges.forget(connection, namespace, edges.image(name))
+    return cursor.rowcount > 0
 
 
 def _lease(connection: sqlite3.Connection, namespace: str, lease: str | None, image: Image) -> None:

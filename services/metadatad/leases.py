@@ -41,7 +41,8 @@ def hold(connection: sqlite3.Connection, namespace: str, lease: str | None, reso
         "INSERT OR IGNORE INTO lease_resources (namespace, lease, type, id) VALUES (?, ?, ?, ?)",
         (namespace, lease, resource.type, resource.id),
     )
-    kind = "flat" if labels.GC_FLAT in found.labels else "ref"
+    flat = labels.GC_FLAT in found.labels and resource.type != "ingests"  # an ingest's blob is kept in any case
+    kind = "flat" if flat else "ref"
     connection.execute(
         "INSERT OR IGNORE INTO edges (namespace, source, destination, kind) VALUES (?, ?, ?, ?)",
         (namespace, edges.lease(lease), edges.resource(resource.type, resource.id), kind),
@@ -150,10 +151,11 @@ class Leases:
         return await self._records.read(held)
 
 
-def discard(connection: sqlite3.Connection, namespace: str, id: str) -> None:
-    """Remove a lease's rows, with what it holds and states."""
-    connection.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, id))
+def discard(connection: sqlite3.Connection, namespace: str, id: str) -> bool:
+    """Remove a lease's rows, with what it holds and states; False where there is no such lease."""
+    cursor = connection.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", (namespace, id))
     edges.forget(connection, namespace, edges.lease(id))
+    return cursor.rowcount > 0
 
 
 def _lease(row: tuple[Any, ...]) -> Lease:

@@ -103,6 +103,15 @@ def backends_waiting(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     return [(type, name) for type, name in rows]
 
 
+def totals(connection: sqlite3.Connection) -> list[tuple[str, int, int]]:
+    """Type (`content`, `ingest`, `snapshot/NAME`), number and bytes of what is still to be removed."""
+    rows = connection.execute(
+        "SELECT CASE type WHEN 'snapshot' THEN 'snapshot/' || backend ELSE type END AS kind, count(*), sum(size) "
+        "FROM tombstones GROUP BY kind ORDER BY kind"
+    )
+    return [(kind, count, size) for kind, count, size in rows]
+
+
 def drop(connection: sqlite3.Connection, ids: Iterable[int]) -> None:
     connection.executemany("DELETE FROM tombstones WHERE id = ?", [(id,) for id in ids])
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from carina.sqlite import from_time, to_time
 from metadatad import edges
 from metadatad.edges import Edge, Pin
 
@@ -50,19 +51,52 @@ def test_pins() -> None:
 
 
 def test_conditions() -> None:
-    """A conditional reference holds by the age of the last use."""
+    """A conditional reference holds by the age of a use; of several uses one is enough."""
     now = datetime.now(UTC)
-    used = now - timedelta(minutes=90)
+    used = [now - timedelta(minutes=90)]
 
     assert edges.holds("usedat<2h", used, now)
     assert not edges.holds("usedat<1h", used, now)
     assert edges.holds("usedat>1h30s", used, now)
-    assert not edges.holds("usedat<2h", None, now)
+    assert not edges.holds("usedat<2h", [], now)
+    assert edges.holds("usedat>1h", [*used, now], now)
+
+
+def test_condition_lapses() -> None:
+    """From the moment that `lapses` names a condition holds no more, and just before it still does."""
+    used = datetime(2026, 1, 1, tzinfo=UTC)
+    lapse = edges.lapses("usedat<1h30m", [used, used - timedelta(hours=1)])
+
+    assert lapse == from_time(used + timedelta(minutes=90))
+    assert not edges.holds("usedat<1h30m", [used], to_time(lapse))
+    assert edges.holds("usedat<1h30m", [used], to_time(lapse - 1))
+    assert edges.lapses("usedat>1h", [used]) is None
+
+
+@pytest.mark.parametrize("node", ["snapshots/s/k", "leases/l", "containers/c"])
+def test_condition_is_stated_by_content_and_images_alone(node: str) -> None:
+    """As in containerd, nothing else has conditional references."""
+    assert edges.of_labels(node, {"containerd.io/gc.cond.snapshot.s": "usedat<1h|k"}) == []
+
+
+def test_labels_of_leases_are_no_references() -> None:
+    """As in containerd, a lease keeps its resources, whatever its labels say."""
+    assert edges.of_labels("leases/l", {"containerd.io/gc.ref.content": "d", "containerd.io/gc.bref.image": "i"}) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026-01-01", "20260101T000000Z", "2026-01-01T00:00:00", "2026-02-31T00:00:00Z", "0001-01-01T00:00:00+23:00"],
+)
+def test_what_is_no_time(text: str) -> None:
+    """What RFC 3339 does not allow, or nobody can compute with, is no time."""
+    assert edges.parse_time(text) is None
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("1h30m", 5400.0), ("100ms", 0.1), ("0", 0.0), ("-2s", -2.0), ("1.5h", 5400.0), ("1", None), ("h", None)],
+    [("1h30m", 5400.0), ("100ms", 0.1), ("0", 0.0), ("-2s", -2.0), ("1.5h", 5400.0), ("1", None), ("h", None)]
+    + [("9" * 30 + "h", None), ("1h" * 60, None), ("+-1s", None)],
 )
 def test_durations(text: str, seconds: float | None) -> None:
     """Durations are read as Go writes them."""

@@ -12,8 +12,7 @@ from carina.sqlite.migrations import apply, migrations
 from metadatad import explain, gc, images
 from metadatad.explain import Graph, Path
 from metadatad.explainer import read_all
-from metadatad.records import Transaction
-from metadatad.sweep import Swept, survey, sweep
+from support.collection import collect
 
 NODES = [f"content/sha256:{number:064x}" for number in range(4)] + [f"images/{number}" for number in range(4)]
 NODES += [f"snapshots/s/{number}" for number in range(3)] + ["leases/0", "ingests/0"]
@@ -193,20 +192,13 @@ def fill(connection: sqlite3.Connection, namespace: str, roots: set[str], edges:
     connection.executemany("INSERT INTO edges VALUES (?, ?, ?, ?, '')", [(namespace, *edge) for edge in edges])
 
 
-def collect(connection: sqlite3.Connection) -> Swept:
-    swept = Swept()
-    for garbage in survey(connection):
-        swept.add(sweep(Transaction(connection, 1000), garbage, garbage.candidates))
-    return swept
-
-
 @given(roots, edges, roots, edges, st.sampled_from(["", *(f"images/{number}" for number in range(4))]))
 @settings(deadline=None, max_examples=60)
 def test_the_plan_is_what_a_collection_removes(
     database: sqlite3.Connection, first: set[str], of_first: Edges, second: set[str], of_second: Edges, removed: str
 ) -> None:
     """Over two namespaces that share blobs: the same objects and the same bytes, with an image's record gone or not."""
-    for table in ("pins", "edges", "images", "blobs", "snapshots", "leases", "ingests", "namespaces", "tombstones"):
+    for table in ("pins", "edges", "images", "blobs", "snapshots", "leases", "ingests", "namespaces", "tombstones", "candidates"):
         database.execute(f"DELETE FROM {table}")
     fill(database, "1", first, of_first)
     fill(database, "2", second, of_second)

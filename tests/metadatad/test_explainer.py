@@ -142,11 +142,26 @@ async def test_why_of_roots_by_label_and_of_ingests(service: View) -> None:
 
 
 async def test_why_of_garbage_says_since_when(service: View) -> None:
-    """What nothing keeps is collectable since the last of its change, the collection before, and what expired."""
-    digest = await put(service.content, b"data")
-    found = await service.explainer.why("content", digest)
-    info = await service.content.info(digest)
-    assert (found.chains, found.since) == ((), info.updated_at)
+    """What nothing keeps is collectable since it was made, since what kept it was lost, or since that expired."""
+
+    async def since(data: bytes) -> datetime:
+        found = await service.explainer.why("content", Digest.of(data))
+        assert found.chains == ()
+        assert found.since is not None
+        return found.since
+
+    async def between(data: bytes, begun: datetime) -> bool:
+        return begun - timedelta(milliseconds=1) <= await since(data) <= datetime.now(UTC)
+
+    begun = datetime.now(UTC)
+    await put(service.content, b"data")
+    assert await between(b"data", begun)
+    manifest = await image(service, "a")
+    await service.collector.run(sync=True)
+    begun = datetime.now(UTC)
+    await service.images.delete("a")
+    assert await between(b"layer", begun)
+    assert await since(b"layer") == (await service.explainer.why("content", manifest)).since
 
     ended = datetime.now(UTC) + timedelta(seconds=0.2)
     labels = {"containerd.io/gc.expire": ended.isoformat(), LAYER: Digest.of(b"below")}

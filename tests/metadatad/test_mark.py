@@ -1,4 +1,4 @@
-"""The mark and its proof, against a plain model of containerd's rules."""
+"""The marks, forwards and backwards, against a plain model of containerd's rules."""
 
 import sqlite3
 from collections import defaultdict
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from carina.sqlite import now
 from carina.sqlite.migrations import apply, migrations
-from metadatad import gc, sweep
-from metadatad.gc import Mark
+from metadatad import fullmark, gc
+from metadatad.liveness import Liveness
 
 NODES = [f"{type}/{number}" for type in ("content", "images") for number in range(4)]
 NODES += [f"snapshots/s/{number}" for number in range(4)] + ["leases/0", "leases/1", "ingests/0"]
@@ -103,36 +103,35 @@ def dead_by_model(roots: set[str], edges: Edges) -> set[str]:
 
 @given(roots, edges)
 @settings(deadline=None)
-def test_survey_finds_the_garbage(database: sqlite3.Connection, roots: set[str], edges: Edges) -> None:
-    """What the survey of a database calls garbage is what no rule keeps, and the proof agrees."""
+def test_full_mark_finds_the_garbage(database: sqlite3.Connection, roots: set[str], edges: Edges) -> None:
+    """What the query over a database calls dead is what no rule keeps."""
     fill(database, roots, edges)
-    garbage = sweep.survey_namespace(database, "n", now())
-    dead = dead_by_model(roots, edges)
+    dead = {node for node, candidate in fullmark.dead(database, "n", now()) if not candidate}
 
-    assert set(garbage.candidates) == dead
-    assert sweep.prove(database, garbage, garbage.candidates) == dead
+    assert dead == dead_by_model(roots, edges)
 
 
-@given(roots, edges, roots, edges)
+@given(roots, edges, st.permutations(NODES))
 @settings(deadline=None)
-def test_proof_sees_what_came_between(
-    database: sqlite3.Connection, before: set[str], old: Edges, after: set[str], new: Edges
-) -> None:
-    """Whatever changed between survey and sweep: nothing that is alive is swept."""
-    fill(database, before, old)
-    garbage = sweep.survey_namespace(database, "n", now())
-    fill(database, after, new)
-    proven = sweep.prove(database, garbage, garbage.candidates)
-
-    assert proven <= dead_by_model(after, new)
-
-
-@given(roots, edges)
-@settings(deadline=None)
-def test_proof_needs_no_survey(database: sqlite3.Connection, roots: set[str], edges: Edges) -> None:
-    """Searching backwards alone, with nothing known to be alive, finds the same garbage."""
+def test_search_backwards_agrees(database: sqlite3.Connection, roots: set[str], edges: Edges, order: list[str]) -> None:
+    """Asked for one node after the other, in any order, the search says what the rules say."""
     fill(database, roots, edges)
-    nothing = sweep.Garbage(namespace="n", live=Mark(frozenset(), frozenset()), candidates=[])
-    collectible = [node for node in NODES if node.partition("/")[0] in ("content", "images", "snapshots")]
+    liveness = Liveness(database, "n", now())
 
-    assert sweep.prove(database, nothing, collectible) == dead_by_model(roots, edges)
+    assert {node for node in order if liveness.is_alive(node)} == model(roots, edges) & set(NODES)
+
+
+def test_search_backwards_reads_no_more_than_it_needs(database: sqlite3.Connection) -> None:
+    """A blob that thousands of images refer to is proven alive by the first page of them."""
+    fill(database, set(), set())
+    database.execute("DELETE FROM pins")
+    names = [f"many/{number:05}" for number in range(5_000)]
+    database.executemany("INSERT INTO images VALUES ('n', ?, 'm', 'd', 1, '{}', '{}', 0, 0)", [(n,) for n in names])
+    rows = [(f"images/{name}",) for name in names]
+    database.executemany("INSERT INTO edges VALUES ('n', ?, 'content/0', 'target', '')", rows)
+    statements: list[str] = []
+    database.set_trace_callback(statements.append)
+    assert Liveness(database, "n", now()).is_alive("content/0")
+    database.set_trace_callback(None)
+
+    assert len(statements) < 10

@@ -24,13 +24,51 @@ class Collection:
 
     seconds: float
     lock_seconds: float
-    """How much of it held the database's writer."""
+    """How much of it held the database's writer, commits included."""
     removed: Sequence[Removed] = ()
+    candidates: int = 0
+    """Objects that were looked at because something about them had changed."""
+    missed: int = 0
+    """With `full`: garbage that was no candidate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """What the collector has done since the service started, and what it has still to do."""
+
+    since: datetime
+    collections: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    lock_seconds: float = 0.0
+    """How much of it held the database's writer, commits included."""
+    longest_lock_seconds: float = 0.0
+    """The longest transaction."""
+    collected_at: datetime | None = None
+    removed: Sequence[Removed] = ()
+    candidates: int = 0
+    """What is to be looked at by the next collection."""
+    next_candidate: datetime | None = None
+    """When something expires that has not yet."""
+    remaining: Sequence[Removed] = ()
+    """What back ends are still to remove."""
+    checks: int = 0
+    """Full marks."""
+    check_seconds: float = 0.0
+    missed: int = 0
+    """Garbage that full marks found and collections had missed: 0, unless something is wrong."""
+    checked_at: datetime | None = None
+    """The last full mark, of this run of the service or an earlier one."""
 
 
 class Collector(Protocol):
-    async def run(self, *, sync: bool = False) -> Collection:
-        """Mark and remove now; with `sync`, return when the disk is clean rather than when the records are gone."""
+    async def run(self, *, sync: bool = False, full: bool = False) -> Collection:
+        """Collect now; with `sync`, return when the disk is clean rather than when the records are gone.
+
+        With `full`, mark everything first, rather than look only at what has changed.
+        """
+
+    async def statistics(self) -> Statistics: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +137,7 @@ class Explanation:
     more: int = 0
     """How many more roots keep it than there are chains here."""
     since: datetime | None = None
-    """Where nothing keeps it: the latest moment at which something may have kept it, by what is known
-    (the last collection, its last change, the expiry of what kept it). It is collectable since then or later."""
+    """Where nothing keeps it: when it, or what refers to it, last lost something that may have kept it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,32 @@
 """The collector over a socket, and what explains it."""
 
+from collections.abc import Sequence
+
 from carina.api.carina.gc.v1 import Chain as WireChain
 from carina.api.carina.gc.v1 import (
     GcStub,
     PlanImagesRequest,
     PlanRequest,
     RunRequest,
+    StatisticsRequest,
     UsageRequest,
     WhyRequest,
 )
-from carina.gc import CHAINS, Chain, Collection, Doomed, Explanation, Hop, ImageUsage, Release, Removed, Root
+from carina.api.carina.gc.v1 import Removed as WireRemoved
+from carina.errors import Internal
+from carina.gc import (
+    CHAINS,
+    Chain,
+    Collection,
+    Doomed,
+    Explanation,
+    Hop,
+    ImageUsage,
+    Release,
+    Removed,
+    Root,
+    Statistics,
+)
 from carina.rpc.client import Channel
 
 
@@ -19,12 +36,36 @@ class RemoteCollector:
     def __init__(self, channel: Channel) -> None:
         self._stub = GcStub(channel)
 
-    async def run(self, *, sync: bool = False) -> Collection:
-        answer = await self._stub.run(RunRequest(sync=sync))
+    async def run(self, *, sync: bool = False, full: bool = False) -> Collection:
+        answer = await self._stub.run(RunRequest(sync=sync, full=full))
         return Collection(
             seconds=answer.seconds,
             lock_seconds=answer.lock_seconds,
-            removed=tuple(Removed(type=r.type, objects=r.objects, bytes=r.bytes) for r in answer.removed),
+            removed=_removed(answer.removed),
+            candidates=answer.candidates,
+            missed=answer.missed,
+        )
+
+    async def statistics(self) -> Statistics:
+        answer = await self._stub.statistics(StatisticsRequest())
+        if answer.since is None:
+            raise Internal("the collector's statistics have no beginning")
+        return Statistics(
+            since=answer.since,
+            collections=answer.collections,
+            failures=answer.failures,
+            seconds=answer.seconds,
+            lock_seconds=answer.lock_seconds,
+            longest_lock_seconds=answer.longest_lock_seconds,
+            collected_at=answer.collected_at,
+            removed=_removed(answer.removed),
+            candidates=answer.candidates,
+            next_candidate=answer.next_candidate,
+            remaining=_removed(answer.remaining),
+            checks=answer.checks,
+            check_seconds=answer.check_seconds,
+            missed=answer.missed,
+            checked_at=answer.checked_at,
         )
 
 
@@ -66,6 +107,10 @@ class RemoteExplainer:
             async for part in self._stub.usage(UsageRequest())
             for u in part.images
         ]
+
+
+def _removed(wire: Sequence[WireRemoved]) -> tuple[Removed, ...]:
+    return tuple(Removed(type=r.type, objects=r.objects, bytes=r.bytes) for r in wire)
 
 
 def _chain(wire: WireChain) -> Chain:

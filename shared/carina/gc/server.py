@@ -13,6 +13,8 @@ from carina.api.carina.gc.v1 import (
     PlanResponse,
     RunRequest,
     RunResponse,
+    StatisticsRequest,
+    StatisticsResponse,
     UsageRequest,
     UsageResponse,
     WhyRequest,
@@ -23,7 +25,7 @@ from carina.api.carina.gc.v1 import ImageUsage as WireImageUsage
 from carina.api.carina.gc.v1 import Release as WireRelease
 from carina.api.carina.gc.v1 import Removed as WireRemoved
 from carina.api.carina.gc.v1 import Root as WireRoot
-from carina.gc import CHAINS, Chain, Collector, Explainer
+from carina.gc import CHAINS, Chain, Collector, Explainer, Removed
 
 T = TypeVar("T")
 
@@ -37,11 +39,33 @@ class GCService(GcBase):
         self._explainer = explainer
 
     async def run(self, message: RunRequest) -> RunResponse:
-        done = await self._collector.run(sync=message.sync)
+        done = await self._collector.run(sync=message.sync, full=message.full)
         return RunResponse(
             seconds=done.seconds,
             lock_seconds=done.lock_seconds,
-            removed=[WireRemoved(type=r.type, objects=r.objects, bytes=r.bytes) for r in done.removed],
+            removed=_removed(done.removed),
+            candidates=done.candidates,
+            missed=done.missed,
+        )
+
+    async def statistics(self, message: StatisticsRequest) -> StatisticsResponse:
+        found = await self._collector.statistics()
+        return StatisticsResponse(
+            since=found.since,
+            collections=found.collections,
+            failures=found.failures,
+            seconds=found.seconds,
+            lock_seconds=found.lock_seconds,
+            longest_lock_seconds=found.longest_lock_seconds,
+            collected_at=found.collected_at,
+            removed=_removed(found.removed),
+            candidates=found.candidates,
+            next_candidate=found.next_candidate,
+            remaining=_removed(found.remaining),
+            checks=found.checks,
+            check_seconds=found.check_seconds,
+            missed=found.missed,
+            checked_at=found.checked_at,
         )
 
     async def plan(self, message: PlanRequest) -> AsyncIterator[PlanResponse]:
@@ -79,6 +103,10 @@ class GCService(GcBase):
 
 def _blocks(values: Sequence[T]) -> list[Sequence[T]]:
     return [values[start : start + BLOCK] for start in range(0, len(values), BLOCK)]
+
+
+def _removed(removed: Sequence[Removed]) -> list[WireRemoved]:
+    return [WireRemoved(type=r.type, objects=r.objects, bytes=r.bytes) for r in removed]
 
 
 def _chain(chain: Chain) -> WireChain:

@@ -19,6 +19,8 @@ __all__ = (
     "Root",
     "RunRequest",
     "RunResponse",
+    "StatisticsRequest",
+    "StatisticsResponse",
     "UsageRequest",
     "UsageResponse",
     "WhyRequest",
@@ -268,6 +270,11 @@ default_message_pool.register_message("carina.gc.v1", "Root", Root)
 class RunRequest(betterproto2.Message):
     sync: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
 
+    full: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Mark everything first, rather than look only at what has changed.
+    """
+
 
 default_message_pool.register_message("carina.gc.v1", "RunRequest", RunRequest)
 
@@ -276,7 +283,7 @@ default_message_pool.register_message("carina.gc.v1", "RunRequest", RunRequest)
 class RunResponse(betterproto2.Message):
     seconds: "float" = betterproto2.field(1, betterproto2.TYPE_DOUBLE)
     """
-    Seconds in all, and of them those that held the database's writer.
+    Seconds in all, and of them those that held the database's writer, commits included.
     """
 
     lock_seconds: "float" = betterproto2.field(2, betterproto2.TYPE_DOUBLE)
@@ -285,8 +292,111 @@ class RunResponse(betterproto2.Message):
         3, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
+    candidates: "int" = betterproto2.field(4, betterproto2.TYPE_INT64)
+    """
+    Number of objects that were looked at because something about them had changed.
+    """
+
+    missed: "int" = betterproto2.field(5, betterproto2.TYPE_INT64)
+    """
+    With `full`: garbage that was no candidate.
+    """
+
 
 default_message_pool.register_message("carina.gc.v1", "RunResponse", RunResponse)
+
+
+@dataclass(eq=False, repr=False)
+class StatisticsRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message(
+    "carina.gc.v1", "StatisticsRequest", StatisticsRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class StatisticsResponse(betterproto2.Message):
+    since: "datetime.datetime | None" = betterproto2.field(
+        1,
+        betterproto2.TYPE_MESSAGE,
+        unwrap=lambda: ___google__protobuf__.Timestamp,
+        optional=True,
+    )
+    """
+    The start of the service.
+    """
+
+    collections: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
+
+    failures: "int" = betterproto2.field(3, betterproto2.TYPE_INT64)
+
+    seconds: "float" = betterproto2.field(4, betterproto2.TYPE_DOUBLE)
+    """
+    Seconds of all collections, of those that held the database's writer, and of the longest transaction.
+    """
+
+    lock_seconds: "float" = betterproto2.field(5, betterproto2.TYPE_DOUBLE)
+
+    longest_lock_seconds: "float" = betterproto2.field(6, betterproto2.TYPE_DOUBLE)
+
+    collected_at: "datetime.datetime | None" = betterproto2.field(
+        7,
+        betterproto2.TYPE_MESSAGE,
+        unwrap=lambda: ___google__protobuf__.Timestamp,
+        optional=True,
+    )
+    """
+    The end of the last collection.
+    """
+
+    removed: "list[Removed]" = betterproto2.field(
+        8, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+    candidates: "int" = betterproto2.field(9, betterproto2.TYPE_INT64)
+    """
+    Number of objects that the next collection looks at, and when something expires that has not yet.
+    """
+
+    next_candidate: "datetime.datetime | None" = betterproto2.field(
+        10,
+        betterproto2.TYPE_MESSAGE,
+        unwrap=lambda: ___google__protobuf__.Timestamp,
+        optional=True,
+    )
+
+    remaining: "list[Removed]" = betterproto2.field(
+        11, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    What back ends are still to remove.
+    """
+
+    checks: "int" = betterproto2.field(12, betterproto2.TYPE_INT64)
+    """
+    Full marks, and garbage that those found and collections had missed: 0, unless something is wrong.
+    """
+
+    check_seconds: "float" = betterproto2.field(13, betterproto2.TYPE_DOUBLE)
+
+    missed: "int" = betterproto2.field(14, betterproto2.TYPE_INT64)
+
+    checked_at: "datetime.datetime | None" = betterproto2.field(
+        15,
+        betterproto2.TYPE_MESSAGE,
+        unwrap=lambda: ___google__protobuf__.Timestamp,
+        optional=True,
+    )
+    """
+    The last full mark, of this run of the service or an earlier one.
+    """
+
+
+default_message_pool.register_message(
+    "carina.gc.v1", "StatisticsResponse", StatisticsResponse
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -349,8 +459,7 @@ class WhyResponse(betterproto2.Message):
         optional=True,
     )
     """
-    Where nothing keeps it: the latest moment at which something may have kept it, by what is known:
-    the last collection, its last change, the expiry of what kept it. It has been collectable since then or later.
+    Where nothing keeps it: when it, or what refers to it, last lost something that may have kept it.
     """
 
 
@@ -367,13 +476,37 @@ class GcStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "RunResponse":
         """
-        Marks and removes now. With `sync` it returns when the disk is clean, otherwise when the records are gone.
+        Collects now. With `sync` it returns when the disk is clean, otherwise when the records are gone.
         """
 
         return await self._unary_unary(
             "/carina.gc.v1.GC/Run",
             message,
             RunResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def statistics(
+        self,
+        message: "StatisticsRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "StatisticsResponse":
+        """
+        What the collector has done since the service started, and what it has still to do.
+        """
+
+        if message is None:
+            message = StatisticsRequest()
+
+        return await self._unary_unary(
+            "/carina.gc.v1.GC/Statistics",
+            message,
+            StatisticsResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
@@ -479,7 +612,14 @@ from ....google import protobuf as ___google__protobuf__
 class GcBase(betterproto2_grpclib.ServiceBase):
     async def run(self, message: "RunRequest") -> "RunResponse":
         """
-        Marks and removes now. With `sync` it returns when the disk is clean, otherwise when the records are gone.
+        Collects now. With `sync` it returns when the disk is clean, otherwise when the records are gone.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def statistics(self, message: "StatisticsRequest") -> "StatisticsResponse":
+        """
+        What the collector has done since the service started, and what it has still to do.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
@@ -523,6 +663,14 @@ class GcBase(betterproto2_grpclib.ServiceBase):
         request = await stream.recv_message()
         assert request is not None
         response = await self.run(request)
+        await stream.send_message(response)
+
+    async def __rpc_statistics(
+        self, stream: "grpclib.server.Stream[StatisticsRequest, StatisticsResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.statistics(request)
         await stream.send_message(response)
 
     async def __rpc_plan(
@@ -573,6 +721,12 @@ class GcBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 RunRequest,
                 RunResponse,
+            ),
+            "/carina.gc.v1.GC/Statistics": grpclib.const.Handler(
+                self.__rpc_statistics,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                StatisticsRequest,
+                StatisticsResponse,
             ),
             "/carina.gc.v1.GC/Plan": grpclib.const.Handler(
                 self.__rpc_plan,
