@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from carina import context
+from carina import context, faults
 from carina.context import MAX_IDENTIFIER_LENGTH, validate_identifier
 from carina.errors import InvalidArgument, OutOfRange, ResourceExhausted
 from carina.events import Edge, Entry, Envelope, Numbered, Refused, Start, Window
@@ -52,6 +52,7 @@ class Events:
                 eventlog.take(transaction.connection, source, new[-1].number)
 
         await self._records.write(take)
+        faults.point("metadatad.events.appended")
         return refused
 
     def read(

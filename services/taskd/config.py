@@ -7,17 +7,22 @@ state_seconds = 2       # for a shim to say how a process is; then the answer is
 cleanup_seconds = 30    # for `shim delete` after a shim's death
 exit_event_seconds = 10 # after which an exit that the shim has not reported is reported for it
 shim_directories = []   # where to look for shims beside PATH
+events_kept = 100000    # events that may wait for metadatad
+events_kept_bytes = 67108864    # bytes that they may take
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from carina.config import Config as Constellation
 from carina.config import socket_path
 from carina.errors import InvalidArgument
+from taskd.outbox import Limits
 
+_LIMITS: Final = {"events_kept": "events", "events_kept_bytes": "bytes"}
+_MOST: Final = 1 << 40
 BUNDLES: Final = "io.containerd.runtime.v2.task"
 
 
@@ -39,6 +44,8 @@ class Config:
     cleanup_seconds: float = 30.0
     exit_event_seconds: float = 10.0
     shim_directories: tuple[str, ...] = ()
+    events: Limits = field(default_factory=Limits)
+    """What may wait for metadatad."""
 
     @property
     def bundles(self) -> Path:
@@ -70,10 +77,11 @@ def from_constellation(constellation: Constellation) -> Config:
     """
     section = constellation.section("tasks")
     root = constellation.root / "taskd"
-    seconds = [field.name for field in fields(Config) if field.name.endswith("_seconds")]
+    seconds = [one.name for one in fields(Config) if one.name.endswith("_seconds")]
+    known = [*seconds, "shim_directories", *_LIMITS]
     for key in section:
-        if key not in seconds and key != "shim_directories":
-            expected = ", ".join([*seconds, "shim_directories"])
+        if key not in known:
+            expected = ", ".join(known)
             raise InvalidArgument(f"configuration: tasks.{key} is not a setting: expected one of {expected}")
     return Config(
         root=root,
@@ -82,6 +90,7 @@ def from_constellation(constellation: Constellation) -> Config:
         metadata=constellation.services["metadata"],
         gateway=socket_path(constellation.gateway),
         shim_directories=_directories(section),
+        events=Limits(**{name: _amount(section, key) for key, name in _LIMITS.items() if key in section}),
         **{key: _seconds(section, key) for key in seconds if key in section},
     )
 
@@ -91,6 +100,13 @@ def _seconds(section: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 86400:
         raise InvalidArgument(f"configuration: tasks.{key} must be a number of seconds above 0 and up to a day")
     return float(value)
+
+
+def _amount(section: Mapping[str, Any], key: str) -> int:
+    value = section[key]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+        raise InvalidArgument(f"configuration: tasks.{key} must be a whole number from 1 to {_MOST}")
+    return value
 
 
 def _directories(section: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
 from carina.containers import ContainerStore
 from carina.containers.client import RemoteContainerStore
-from carina.events.client import RemoteEventService
+from carina.events.client import RemoteEventLog, RemoteEventService
 from carina.rpc.client import connect
 from carina.rpc.server import serve as serve_rpc
 from carina.sqlite import open_database
@@ -21,7 +21,8 @@ from carina.sqlite.migrations import migrations
 from carina.tasks.server import TasksService
 from carina.ttrpc.server import serve as serve_events
 from taskd.config import Config
-from taskd.outbox import Outbox, Sink
+from taskd.delivery import Delivery, Log
+from taskd.outbox import Outbox
 from taskd.reconcile import reconcile
 from taskd.registry import Registry
 from taskd.rpc import IntrospectionService, event_handlers
@@ -58,12 +59,12 @@ class Opened:
 
 
 @contextlib.asynccontextmanager
-async def opened(config: Config, containers: ContainerStore, events: Sink) -> AsyncIterator[Opened]:
+async def opened(config: Config, containers: ContainerStore, events: Log) -> AsyncIterator[Opened]:
     """Tasks without a socket of their own; only the events of shims come in by one."""
     await in_thread(prepare, config)
     scripts = await in_thread(migrations, "taskd")
     async with open_database(config.root / "outbox.db", scripts) as database:
-        outbox = Outbox(database, events)
+        outbox = Outbox(database, events, limits=config.events)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(outbox.forward(), name="forward events")
@@ -90,7 +91,8 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
     """Serve until the process is asked to end. Shims and containers go on."""
     channel = connect(config.metadata)
     try:
-        async with opened(config, RemoteContainerStore(channel), RemoteEventService(channel)) as own:
+        delivery = Delivery(RemoteEventLog(channel), RemoteEventService(channel))
+        async with opened(config, RemoteContainerStore(channel), delivery) as own:
             handlers = [TasksService(own.tasks), own.introspection]
             async with serve_rpc(config.address, handlers, name="taskd"):
                 lifetime.ready()

@@ -3,28 +3,32 @@
 It also knows which tasks and processes have been reported, so that the end of each process is reported exactly once:
 by its shim or, where the shim can't or didn't, by us. A second report of the same end is dropped, whoever makes it.
 
-An event is forwarded again if we die between its forwarding and its removal.
+An event is sent again if we die between its arrival there and its removal here; its source and number tell that it is.
 """
 
 import asyncio
 import contextlib
 import enum
 import logging
+import secrets
 import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final
 
 from carina import context, faults
 from carina.errors import CarinaError, InvalidArgument, ResourceExhausted
-from carina.events import Envelope
+from carina.events import Envelope, Numbered
 from carina.sqlite import Database
 from carina.typed import TypedValue
+from taskd.delivery import Log
 
-MAX_EVENTS: Final = 100_000
-_BATCH: Final = 64
+_BATCH: Final = 256
+_BATCH_BYTES: Final = 1 << 20
+_ROW: Final = 256
+"""Bytes that an event takes beside its payload, about."""
 _FORWARD_SECONDS: Final = 10.0
 _RETRY_SECONDS: Final = (0.05, 5.0)
 _KEPT_SECONDS: Final = 600.0
@@ -60,16 +64,28 @@ class Running:
     pid: int
 
 
-class Sink(Protocol):
-    """Where events go: the part of `carina.events.EventService` that is needed here."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What may wait to be forwarded."""
 
-    async def forward(self, envelope: Envelope) -> None: ...
+    events: int = 100_000
+    bytes: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """The oldest events of one source, in order."""
+
+    source: str
+    events: Sequence[Numbered]
 
 
 class Outbox:
-    def __init__(self, database: Database, sink: Sink) -> None:
+    def __init__(self, database: Database, sink: Log, *, limits: Limits | None = None) -> None:
         self._database = database
         self._sink = sink
+        self._limits = limits or Limits()
+        self._source = secrets.token_hex(16)
         self._more = asyncio.Event()
         self._more.set()
         self._idle = asyncio.Event()
@@ -80,7 +96,7 @@ class Outbox:
         Raises:
             ResourceExhausted: too many events wait already.
         """
-        recorded = await self._database.write(lambda connection: _record(connection, envelope, subject))
+        recorded = await self._database.write(lambda connection: self._record(connection, envelope, subject))
         faults.point("taskd.outbox.recorded")
         if recorded:
             self._idle.clear()
@@ -120,38 +136,49 @@ class Outbox:
             await self._more.wait()
             self._more.clear()
             batch = await self._database.read(_batch)
-            if not batch:
+            if not batch.events:
                 if not self._more.is_set():
                     self._idle.set()
                 continue
             self._more.set()
-            done = await self._deliver(batch)
-            faults.point("taskd.outbox.forwarded")
+            done = await self._deliver(batch.source, batch.events)
             if done:
-                last = batch[done - 1][0]
-                await self._database.write(
-                    lambda connection, last=last: connection.execute("DELETE FROM events WHERE number <= ?", (last,))  # type: ignore[misc]
-                )
+                faults.point("taskd.outbox.forwarded")
+                await self._database.write(lambda connection, done=done: _forget(connection, done))  # type: ignore[misc]
                 faults.point("taskd.outbox.dropped")
-            if done == len(batch):
+            if done == batch.events[-1].number:
                 pause = _RETRY_SECONDS[0]
             else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _RETRY_SECONDS[1])
 
-    async def _deliver(self, batch: Sequence[tuple[int, Envelope]]) -> int:
-        """Returns how many are done with."""
-        for index, (number, envelope) in enumerate(batch):
-            try:
-                with context.use(context.Call()), context.deadline(_FORWARD_SECONDS):
-                    async with asyncio.timeout(_FORWARD_SECONDS + 1):
-                        await self._sink.forward(envelope)
-            except InvalidArgument as error:
-                log.error("event %d (%s) is dropped: %s", number, envelope.topic, error)
-            except (CarinaError, TimeoutError) as error:
-                log.warning("event %d (%s) can't be forwarded now: %s", number, envelope.topic, error or "no answer")
-                return index
-        return len(batch)
+    async def _deliver(self, source: str, events: Sequence[Numbered]) -> int:
+        """Returns the number of the last one that is done with; 0 if none is."""
+        first, last = events[0], events[-1]
+        try:
+            with context.use(context.Call()), context.deadline(_FORWARD_SECONDS):
+                async with asyncio.timeout(_FORWARD_SECONDS + 1):
+                    refused = await self._sink.append(source, events)
+        except InvalidArgument as error:
+            if len(events) > 1:
+                return await self._deliver_singly(source, events)
+            log.error("event %d (%s) is dropped: %s", first.number, first.envelope.topic, error)
+        except (CarinaError, TimeoutError) as error:
+            topic, reason = first.envelope.topic, error or "no answer"
+            log.warning("events from %d (%s) on can't be forwarded now: %s", first.number, topic, reason)
+            return 0
+        else:
+            for one in refused:
+                log.error("event %d is dropped: %s", one.number, one.reason)
+        return last.number
+
+    async def _deliver_singly(self, source: str, events: Sequence[Numbered]) -> int:
+        done = 0
+        for one in events:
+            if not await self._deliver(source, [one]):
+                break
+            done = one.number
+        return done
 
     async def flush(self, seconds: float) -> None:
         """Wait until everything is forwarded, or until `seconds` are over."""
@@ -159,42 +186,56 @@ class Outbox:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
 
-
-def _batch(connection: sqlite3.Connection) -> list[tuple[int, Envelope]]:
-    rows = connection.execute(
-        "SELECT number, timestamp, namespace, topic, type_url, value FROM events ORDER BY number LIMIT ?", (_BATCH,)
-    ).fetchall()
-    return [
-        (
-            number,
-            Envelope(
-                timestamp=datetime.fromisoformat(timestamp),
-                namespace=namespace,
-                topic=topic,
-                event=TypedValue(type_url, value),
+    def _record(self, connection: sqlite3.Connection, envelope: Envelope, subject: Subject) -> bool:
+        position = self._room(connection) + len(envelope.event.value) + _ROW
+        if not _note(connection, subject):
+            return False
+        event = envelope.event
+        connection.execute(
+            "INSERT INTO events (source, position, timestamp, namespace, topic, type_url, value) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(self._source, position, envelope.timestamp.isoformat()),
+                *(envelope.namespace, envelope.topic, event.type_url, event.value),
             ),
         )
-        for number, timestamp, namespace, topic, type_url, value in rows
-    ]
+        return True
+
+    def _room(self, connection: sqlite3.Connection) -> int:
+        """The position of the newest event. Raises ResourceExhausted where nothing may be added."""
+        query = "SELECT number, position FROM events ORDER BY number {} LIMIT 1"
+        oldest = connection.execute(query.format("ASC")).fetchone()
+        if oldest is None:
+            return 0
+        newest = connection.execute(query.format("DESC")).fetchone()
+        events, size = newest[0] - oldest[0] + 1, newest[1] - oldest[1]
+        if events >= self._limits.events or size >= self._limits.bytes:
+            raise ResourceExhausted(f"{events} events of {size} bytes are waiting to be forwarded already")
+        position: int = newest[1]
+        return position
 
 
-def _record(connection: sqlite3.Connection, envelope: Envelope, subject: Subject) -> bool:
-    (count,) = connection.execute("SELECT coalesce(max(number) - min(number) + 1, 0) FROM events").fetchone()
-    if count >= MAX_EVENTS:
-        raise ResourceExhausted(f"{MAX_EVENTS} events are waiting to be forwarded already")
-    if not _note(connection, subject):
-        return False
-    connection.execute(
-        "INSERT INTO events (timestamp, namespace, topic, type_url, value) VALUES (?, ?, ?, ?, ?)",
-        (
-            envelope.timestamp.isoformat(),
-            envelope.namespace,
-            envelope.topic,
-            envelope.event.type_url,
-            envelope.event.value,
-        ),
+def _forget(connection: sqlite3.Connection, number: int) -> None:
+    connection.execute("DELETE FROM events WHERE number <= ?", (number,))
+
+
+def _batch(connection: sqlite3.Connection) -> _Batch:
+    rows = connection.execute(
+        "SELECT number, source, timestamp, namespace, topic, type_url, value FROM events ORDER BY number LIMIT ?",
+        (_BATCH,),
     )
-    return True
+    source, size = "", 0
+    events: list[Numbered] = []
+    for number, origin, timestamp, namespace, topic, type_url, value in rows:
+        if events and (origin != source or size + len(value) > _BATCH_BYTES):
+            break
+        source = origin
+        size += len(value)
+        moment, event = datetime.fromisoformat(timestamp), TypedValue(type_url, value)
+        envelope = Envelope(timestamp=moment, namespace=namespace, topic=topic, event=event)
+        events.append(Numbered(number=number, envelope=envelope))
+    rows.close()
+    return _Batch(source, events)
 
 
 def _note(connection: sqlite3.Connection, subject: Subject) -> bool:

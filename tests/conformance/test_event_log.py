@@ -1,6 +1,7 @@
 """What every log of events promises, direct and over a socket."""
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -10,8 +11,13 @@ import pytest
 
 from carina import context
 from carina.aio.threads import in_thread
-from carina.errors import FailedPrecondition, InvalidArgument, OutOfRange
+from carina.errors import FailedPrecondition, InvalidArgument, OutOfRange, Unavailable
 from carina.events import Cursor, Edge, Entry, Envelope, Numbered, Start
+from carina.events.client import RemoteEventLog
+from carina.events.follow import follow
+from carina.events.server import LogService
+from carina.rpc.client import connect
+from carina.rpc.server import serve
 from carina.sqlite import open_database
 from carina.sqlite.migrations import migrations
 from carina.typed import TypedValue
@@ -53,6 +59,13 @@ async def entries(
 async def topics(metadata: Stores, start: Start, *, gaps: bool = False) -> Sequence[str]:
     found = await entries(metadata, start, gaps=gaps)
     return [entry.envelope.topic for entry in found if entry.envelope is not None]
+
+
+@contextlib.asynccontextmanager
+async def serving(directory: Path, metadata: Stores) -> AsyncIterator[None]:
+    handlers = [LogService(metadata.log)]
+    async with serve(f"unix://{directory / 'metadatad.sock'}", handlers, name="metadatad", grace=0.1):
+        yield
 
 
 async def test_an_entry_is_the_event_with_its_place(metadata: Stores) -> None:
@@ -305,3 +318,46 @@ async def test_events_of_before_the_history_are_kept(tmp_path: Path) -> None:
         found = [entry.cursor.sequence for entry in await entries(metadata, Edge.OLDEST) if entry.envelope]
         assert found == [3, 4, 5, 6]
         assert await topics(metadata, Cursor(sequence=2)) == ["/n/3", "/n/4", "/n/5", "/n/6"]
+
+
+async def test_following_across_restarts(tmp_path: Path) -> None:
+    """A reader that follows gets each event once and in order while the service stops and starts again."""
+    channel = connect(f"unix://{tmp_path / 'metadatad.sock'}")
+    found: list[str] = []
+
+    async def read() -> None:
+        async for entry in follow(RemoteEventLog(channel), patience=30):
+            found.extend([entry.envelope.topic if entry.envelope else ""])
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(30):
+            while len(found) < count:
+                await asyncio.sleep(0.01)
+
+    async with asyncio.TaskGroup() as group:
+        reader = None
+        for away in (0, 10, 20):
+            async with stores(tmp_path, "local") as metadata:
+                await metadata.log.append("test", numbered(away + 1, away + 5))
+                async with serving(tmp_path, metadata):
+                    reader = reader or group.create_task(read())
+                    await until(away + 1)
+                    await metadata.log.append("test", numbered(away + 6, away + 10))
+                    await until(away + 6)
+        assert reader is not None
+        reader.cancel()
+    channel.close()
+    assert found == ["", *(f"/n/{i}" for i in range(6, 31))]
+
+
+async def test_following_what_is_not_there(tmp_path: Path) -> None:
+    """Without a service at the beginning, or for longer than the reader has patience, the reader is told."""
+    channel = connect(f"unix://{tmp_path / 'metadatad.sock'}")
+    with pytest.raises(Unavailable):
+        await anext(follow(RemoteEventLog(channel)))
+    async with stores(tmp_path, "local") as metadata, serving(tmp_path, metadata):
+        reader = follow(RemoteEventLog(channel), patience=0.1)
+        await anext(reader)
+    with pytest.raises(Unavailable):
+        await anext(reader)
+    channel.close()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from carina.config import load
 from carina.containers import Container
 from carina.containers.server import ContainersService
 from carina.errors import NotFound, Unavailable
-from carina.events import Envelope
-from carina.events.server import EventsService
+from carina.events import Envelope, Numbered, Refused
+from carina.events.server import LogService
 from carina.mount import Mount
 from carina.rpc.client import connect
 from carina.rpc.codec import decode
@@ -52,16 +52,20 @@ class Containers:
 
 
 class Events:
-    """`EventService.forward` into a list; can be made to fail."""
+    """`EventLog.append` into a list; can be made to fail."""
 
     def __init__(self) -> None:
         self.seen: list[Envelope] = []
         self.failing = False
+        self._taken: dict[str, int] = {}
 
-    async def forward(self, envelope: Envelope) -> None:
+    async def append(self, source: str, events: Sequence[Numbered]) -> Sequence[Refused]:
         if self.failing:
             raise Unavailable("metadatad is away")
-        self.seen.append(envelope)
+        taken = self._taken.get(source, 0)
+        self.seen += [one.envelope for one in events if one.number > taken]
+        self._taken[source] = max(taken, events[-1].number)
+        return []
 
     def topics(self, id: str = "") -> list[str]:
         return [found.topic for found in self.seen if not id or id.encode() in found.event.value]
@@ -112,7 +116,7 @@ class World:
     @contextlib.asynccontextmanager
     async def metadata(self) -> AsyncIterator[None]:
         self.state.mkdir()
-        handlers = [ContainersService(self.containers), EventsService(self.events)]  # type: ignore[arg-type]
+        handlers = [ContainersService(self.containers), LogService(self.events)]  # type: ignore[arg-type]
         async with serve(self.constellation.services["metadata"], handlers, name="metadatad", grace=0.1):
             yield
 
@@ -145,7 +149,7 @@ class World:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "taskd", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     with context.within(namespace=self.namespace):

@@ -16,7 +16,7 @@ from carina.rpc.client import Channel, connect
 if TYPE_CHECKING:
     from carina.containers import ContainerStore
     from carina.content import ContentStore
-    from carina.events import EventService
+    from carina.events import EventLog, EventService
     from carina.images import ImageStore
     from carina.leases import LeaseManager
     from carina.namespaces import NamespaceStore
@@ -91,6 +91,12 @@ class Client:
         from carina.events.client import RemoteEventService
 
         return RemoteEventService(self.channel)
+
+    @cached_property
+    def event_log(self) -> "EventLog":
+        from carina.events.client import RemoteEventLog
+
+        return RemoteEventLog(self.channel)
 
     @cached_property
     def tasks(self) -> "TaskService":
