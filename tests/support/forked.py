@@ -75,11 +75,12 @@ class Nursery:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
         self._services: list[Service] = []
 
-    def start(self, name: str, *arguments: str, log: Path, fault: str = "") -> Service:
+    def start(self, name: str, *arguments: str, log: Path, fault: str = "", careless: bool = False) -> Service:
+        """Start a service, with a fault point that is on, or as it would be if it never synced anything."""
         notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notices.bind("")  # an abstract address that the kernel chooses
         environment = {"NOTIFY_SOCKET": "@" + notices.getsockname()[1:].decode(), "CARINA_FAULT": fault}
-        pid = self.ask(start=name, arguments=arguments, environment=environment, log=str(log))
+        pid = self.ask(start=name, arguments=arguments, environment=environment, log=str(log), careless=careless)
         service = Service(self, pid, notices, log)
         self._services.append(service)
         return service
@@ -129,6 +130,8 @@ def _become(main: Any, request: dict[str, Any]) -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ.update(request["environment"])
+        if request["careless"]:
+            os.fsync = os.fdatasync = lambda fd: None
         main.main(args=request["arguments"], prog_name=request["start"])
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
