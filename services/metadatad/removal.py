@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
+from carina import faults
 from carina.content import ContentStore
 from carina.digest import Digest
 from carina.errors import CarinaError, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable, Unimplemented
@@ -74,11 +75,13 @@ class ContentRemover:
             needed = tombstones.content_needed if tombstone.type == "content" else tombstones.ingest_needed
             if await self._records.read(lambda connection: needed(connection, key)):
                 return True
+            faults.point("metadatad.removal.content.begun")
             try:
                 async with self._peer.working():
                     await (self._delete(key) if tombstone.type == "content" else self._backend.abort(key))
             except NotFound:
                 await self._bury_result(tombstone)
+            faults.point("metadatad.removal.content.removed")
             return True
 
     async def _bury_result(self, tombstone: Tombstone) -> None:
@@ -154,11 +157,13 @@ class SnapshotRemover:
             ):
                 return True
             self._dirty = True
+            faults.point("metadatad.removal.snapshot.begun")
             try:
                 async with self._peer.working():
                     await self._backend.remove(tombstone.key)
             except NotFound:
                 pass
+            faults.point("metadatad.removal.snapshot.removed")
             return True
 
 
@@ -176,5 +181,6 @@ async def _pass(
         done = await remove(page)
         if done:
             await records.database.write(lambda connection: tombstones.drop(connection, done))  # noqa: B023
+            faults.point("metadatad.removal.cleared")
         if len(done) < len(page):
             return False

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from carina import faults
 from metadatad import blobs, candidates, images, leases, rpc, snaprows
 from metadatad.edges import Node
 from metadatad.liveness import Liveness
@@ -52,6 +53,7 @@ def sweep(transaction: Transaction, namespace: str, nodes: Sequence[Node], momen
     alive = {node for node in beyond if liveness.is_alive(node)}
     candidates.forget_loss(connection, namespace, alive)
     candidates.note(connection, [(namespace, node, "lost", 0) for node in sorted(beyond - alive)])
+    faults.point("metadatad.collection.buried")
     return swept
 
 

@@ -61,6 +61,7 @@ class Sweeper:
                 faults.point("metadatad.collection.swept")
         if examined.settled:
             await self._settle(examined, counters)
+            faults.point("metadatad.collection.settled")
         return swept
 
     async def _sweep(self, namespace: str, nodes: list[Node], moment: int, counters: Counters) -> Swept:
