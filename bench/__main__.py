@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import peers
-from bench.peers import Carina, Containerd, Peer
+from bench.peers import Carina, Containerd, Peer, timed
+from bench.unpack import unpacking
 from support import image
 from support.constellation import BIN, Constellation
 from support.registry import Registry
@@ -31,13 +32,6 @@ class Report:
         self.rows.append({"what": what, "unit": unit, "carina": ours, "containerd": theirs, "ratio": ratio})
         shown = f"{theirs:10.1f}  {ratio:6.2f}" if theirs and ratio else f"{'-':>10}  {'-':>6}"
         print(f"{what:58} {unit:4} {ours:10.1f} {shown}", flush=True)
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def command(peer: Peer, *arguments: str) -> None:
@@ -172,6 +166,7 @@ def main() -> None:
             "latency": lambda: latency(report, carina, containerd),
             "run": lambda: running(report, carina, containerd, registry),
             "pull": lambda: pulling(report, carina, containerd, registry),
+            "unpack": lambda: unpacking(report, registry),
         }
         for name, part in parts.items():
             if not wanted or name in wanted:
