@@ -21,7 +21,7 @@ from carina.filters import matcher
 from carina.lane import Token, TokenLane
 from carina.leases import Resource
 from carina.sqlite import now
-from metadatad import blobs, leases, rpc, tombstones
+from metadatad import blobs, leases, listing, rpc, tombstones
 from metadatad.blobs import Ingest
 from metadatad.cache import Bounded
 from metadatad.claims import Claims
@@ -33,6 +33,7 @@ from metadatad.records import Records, Transaction
 SMALL: Final = 64 * 1024
 """Blobs up to this size are read whole and kept in memory."""
 PAGE: Final = 500
+"""Blobs that a list holds in memory."""
 
 
 class NamespacedContentStore:
@@ -116,6 +117,18 @@ class NamespacedContentStore:
             if len(page) < PAGE:
                 return
             after = page[-1].digest
+
+    async def listing(self) -> AsyncIterator[bytes]:
+        """See `carina.content.server.Listing`."""
+        namespace, after, more = context.namespace(), "", True
+        while more:
+            start = after
+            messages, after = await self._records.read(
+                lambda connection: listing.content(connection, namespace, start, PAGE)  # noqa: B023
+            )
+            for message in messages:
+                yield message
+            more = after != ""
 
     async def delete(self, digest: Digest) -> None:
         call, namespace = context.current(), context.namespace()

@@ -16,7 +16,7 @@ from carina.images import Image
 from carina.images.fields import fields as image_fields
 from carina.leases import Resource
 from carina.sqlite import now, to_time
-from metadatad import edges, leases, namespaces, rpc
+from metadatad import edges, leases, listing, namespaces, rpc
 from metadatad.columns import moment, pack, select, unpack, validate_name
 from metadatad.records import Records, Transaction
 
@@ -42,6 +42,11 @@ class Images:
             return [found for found in map(_image, rows) if matches(found)]
 
         return await self._records.read(find)
+
+    async def listing(self) -> bytes:
+        """See `carina.images.server.Listing`."""
+        namespace = context.namespace()
+        return await self._records.read(lambda connection: listing.images(connection, namespace))
 
     async def create(self, image: Image) -> Image:
         call, namespace = context.current(), context.namespace()

@@ -4,8 +4,8 @@ Streams are handled as streams, not through generators:
 a cancelled call lets go of its writer or reader before it is over, not when a generator is collected.
 """
 
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from grpclib.const import Handler
 from grpclib.server import Stream
@@ -42,6 +42,7 @@ from carina.content import ContentStore, DescriptorLane, Writer
 from carina.content.client import info_from_wire, info_to_wire, status_to_wire
 from carina.digest import Digest
 from carina.errors import AlreadyExists, CarinaError, DataLoss, InvalidArgument, NotFound, OutOfRange
+from carina.rpc.codec import Encoded
 from carina.rpc.lane import LaneServer
 
 BLOCK: Final = 100
@@ -49,6 +50,14 @@ BLOCK: Final = 100
 CHUNK: Final = 1 << 20
 """Bytes in one message of a read."""
 _PREFIX: Final = "/containerd.services.content.v1.Content/"
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """What a store with very many blobs offers besides."""
+
+    def listing(self) -> AsyncIterator[bytes]:
+        """Every blob, in encoded messages of ListContentResponse."""
 
 
 class ContentService(ContentBase):
@@ -88,9 +97,13 @@ class ContentService(ContentBase):
         await self._store.abort(message.ref)
         return Empty()
 
-    async def _list(self, stream: Stream[ListContentRequest, ListContentResponse]) -> None:
+    async def _list(self, stream: Stream[ListContentRequest, ListContentResponse | Encoded]) -> None:
         request = await stream.recv_message()
         assert request is not None
+        if not request.filters and isinstance(self._store, Listing):
+            async for data in self._store.listing():
+                await stream.send_message(Encoded(data))
+            return
         blobs = self._store.walk(request.filters)
         try:
             block = []

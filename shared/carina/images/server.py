@@ -1,6 +1,10 @@
 """Serves any image store over gRPC."""
 
 from dataclasses import replace
+from typing import Final, Protocol, runtime_checkable
+
+from grpclib.const import Handler
+from grpclib.server import Stream
 
 from carina.api.containerd.services.images.v1 import (
     CreateImageRequest,
@@ -17,14 +21,38 @@ from carina.api.containerd.services.images.v1 import (
 from carina.api.google.protobuf import Empty
 from carina.images import ImageStore
 from carina.images.client import descriptor_from_wire, descriptor_to_wire, from_wire, to_wire
+from carina.rpc.codec import Encoded
+
+_LIST: Final = "/containerd.services.images.v1.Images/List"
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """What a store with very many images offers besides."""
+
+    async def listing(self) -> bytes:
+        """Every image, as an encoded ListImagesResponse."""
 
 
 class ImagesService(ImagesBase):
     def __init__(self, store: ImageStore) -> None:
         self._store = store
 
+    def __mapping__(self) -> dict[str, Handler]:
+        mapping = super().__mapping__()
+        mapping[_LIST] = mapping[_LIST]._replace(func=self._list)
+        return mapping
+
     async def get(self, message: GetImageRequest) -> GetImageResponse:
         return GetImageResponse(image=to_wire(await self._store.get(message.name)))
+
+    async def _list(self, stream: Stream[ListImagesRequest, ListImagesResponse | Encoded]) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        if not request.filters and isinstance(self._store, Listing):
+            await stream.send_message(Encoded(await self._store.listing()))
+        else:
+            await stream.send_message(await self.list(request))
 
     async def list(self, message: ListImagesRequest) -> ListImagesResponse:
         return ListImagesResponse(images=[to_wire(image) for image in await self._store.list(message.filters)])

@@ -5,6 +5,7 @@ that is not UTF-8, moments outside of the calendar. Fields that a type does not 
 """
 
 import struct
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import betterproto2
@@ -17,8 +18,17 @@ from carina.rpc.wire import Malformed
 M = TypeVar("M", bound=betterproto2.Message)
 
 
-def encode(message: betterproto2.Message) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A message whose bytes are known: what is sent often, or is large, may be encoded in a way of its own."""
+
+    data: bytes
+
+
+def encode(message: betterproto2.Message | Encoded) -> bytes:
     """Raises Internal for a value that its field can't hold: a fault of ours."""
+    if isinstance(message, Encoded):
+        return message.data
     try:
         return coder(type(message)).encode(message)
     except (OverflowError, UnicodeEncodeError, ValueError, struct.error) as error:
