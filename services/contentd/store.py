@@ -5,6 +5,7 @@ what is acknowledged is on disk, file and directory.
 """
 
 import asyncio
+import contextlib
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
+from carina import context
 from carina import filters as filtering
 from carina import labels as label_rules
 from carina.aio.finish import finish
@@ -91,7 +93,20 @@ class LocalContentStore:
 
     # Blobs
 
+    def changing(self, digest: Digest) -> contextlib.AbstractAsyncContextManager[None]:
+        """Nobody else commits, relabels or deletes a blob during the block.
+
+        Raises:
+            Unavailable: others did so for half a minute.
+        """
+        return self._digests.hold(digest)
+
     async def info(self, digest: Digest) -> Info:
+        # After every deletion that was asked for before: who is told that a blob is there can rely on it.
+        async with self.changing(digest):
+            return await self._info(digest)
+
+    async def _info(self, digest: Digest) -> Info:
         return await in_thread(files.info, self._layout, digest)
 
     async def update(self, info: Info, fields: Sequence[str] = ()) -> Info:
@@ -102,11 +117,11 @@ class LocalContentStore:
 
     async def _update(self, info: Info, fields: list[str]) -> Info:
         async with self._digests.hold(info.digest):
-            before = await self.info(info.digest)
+            before = await self._info(info.digest)
             labels = label_rules.changed(before.labels, info.labels, fields)
             label_rules.validate(labels)
             await self._write_labels(info.digest, labels)
-            return await self.info(info.digest)
+            return await self._info(info.digest)
 
     async def _write_labels(self, digest: Digest, labels: Mapping[str, str]) -> None:
         await in_thread(files.write_labels, self._layout, digest, labels)
@@ -121,13 +136,15 @@ class LocalContentStore:
                     yield info
 
     async def delete(self, digest: Digest) -> None:
-        await finish(self._delete(digest))
+        async with self.changing(digest):
+            # Whoever gave up waiting may have had the blob stored again by now.
+            context.require_time(f"deletion of content {digest}")
+            await finish(self._delete(digest))
+        await self._flush.directory(self._layout.blobs(digest.algorithm))
 
     async def _delete(self, digest: Digest) -> None:
-        async with self._digests.hold(digest):
-            self._open.drop(digest)
-            await in_thread(files.delete, self._layout, digest)
-        await self._flush.directory(self._layout.blobs(digest.algorithm))
+        self._open.drop(digest)
+        await in_thread(files.delete, self._layout, digest)
 
     async def verify(self, digest: Digest, *, quarantine: bool = False) -> Verdict:
         problem, size = await in_thread(verify.check, self._layout, digest)

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Final
 
-from carina.errors import FailedPrecondition, InvalidArgument
+from carina.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 
 MAX_IDENTIFIER_LENGTH: Final = 76
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9]+(?:[-_.]+[A-Za-z0-9]+)*")
@@ -81,6 +81,16 @@ def no_deadline() -> Iterator[Call]:
     """Let the calls in the block last as long as their work."""
     with use(replace(current(), deadline=None)) as bound:
         yield bound
+
+
+def require_time(doing: str) -> None:
+    """Refuse to begin what nobody waits for any more.
+
+    Raises:
+        DeadlineExceeded: the call's deadline has passed.
+    """
+    if current().remaining == 0.0:
+        raise DeadlineExceeded(f"{doing}: the time given was over before it began")
 
 
 def namespace() -> str:
