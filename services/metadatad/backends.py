@@ -29,6 +29,7 @@ from carina.errors import (
     Unavailable,
     Unimplemented,
 )
+from carina.integrity.client import RemoteIntegrity
 from carina.introspection.client import RemoteIntrospection
 from carina.lane.client import RemoteTokenLane
 from carina.leases import Lease
@@ -41,6 +42,7 @@ from metadatad.content import NamespacedContentStore
 from metadatad.peers import Peer
 from metadatad.records import Records
 from metadatad.removal import ContentRemover, Remover, SnapshotRemover
+from metadatad.sides import ContentSide, SnapshotSide
 from metadatad.snapshots import NamespacedSnapshotter
 
 PROBE_SECONDS: Final = 2.0
@@ -115,6 +117,35 @@ class Registry:
             ("content", "") if entry.backend.type == "content" else entry.key: entry.remover
             for entry in self._entries.values()
             if entry.remover is not None
+        }
+
+    def content_side(self) -> ContentSide:
+        """The content store that is in use, for the check."""
+        entry = self._entries["content", self._settings.content or "content"]
+        assert entry.remover is not None
+        return ContentSide(
+            store=RemoteContentStore(entry.channel),
+            integrity=RemoteIntegrity(entry.channel),
+            peer=entry.peer,
+            claims=self._claims,
+            remover=entry.remover,
+            own=entry.backend.own,
+            forget=self.content.forget,
+        )
+
+    def snapshot_sides(self) -> dict[str, SnapshotSide]:
+        """Every snapshotter by its name, for the check."""
+        return {
+            entry.backend.name: SnapshotSide(
+                name=entry.backend.name,
+                snapshotter=entry.snapshotter.backend,
+                peer=entry.peer,
+                claims=self._claims,
+                remover=entry.remover,
+                own=entry.backend.own,
+            )
+            for entry in self._entries.values()
+            if entry.snapshotter is not None and entry.remover is not None
         }
 
     async def settle(self) -> None:

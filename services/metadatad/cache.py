@@ -39,6 +39,11 @@ class Bounded(Generic[K, V]):
         self.generation += 1
         self._drop(key)
 
+    def clear(self) -> None:
+        self.generation += 1
+        self._values.clear()
+        self._weight = 0
+
     def _drop(self, key: K) -> None:
         value = self._values.pop(key, None)
         if value is not None:

@@ -16,7 +16,16 @@ from carina.content.descriptors import OpenBlobs
 from carina.content.fields import fields as info_fields
 from carina.content.fields import status_fields
 from carina.digest import Digest
-from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, Unimplemented
+from carina.errors import (
+    AlreadyExists,
+    CarinaError,
+    DataLoss,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
 from carina.filters import matcher
 from carina.lane import Token, TokenLane
 from carina.leases import Resource
@@ -70,6 +79,12 @@ class NamespacedContentStore:
     def changed(self, namespace: str, digest: Digest) -> None:
         """The record of a blob has changed or gone: forget what was kept of it."""
         self._infos.forget((namespace, digest))
+        self._readers.drop(digest)
+
+    def forget(self, digest: Digest) -> None:
+        """The bytes of a blob were put aside: forget what was kept of them."""
+        self._infos.clear()
+        self._bytes.forget(digest)
         self._readers.drop(digest)
 
     def close(self) -> None:
@@ -180,8 +195,9 @@ class NamespacedContentStore:
         async with self._peer.answering():
             async with await self._reader_of(info) as reader:
                 data = await reader.read(0, info.size) if info.size else b""
-        if len(data) == info.size:
-            self._bytes.put(info.digest, data, generation=generation)
+        if Digest.of(data, info.digest.algorithm) != info.digest:
+            raise DataLoss(f"content {info.digest} is damaged: `carina check --repair` puts it aside for a new pull")
+        self._bytes.put(info.digest, data, generation=generation)
         return data
 
     async def _reader_of(self, info: Info) -> Reader:
@@ -315,8 +331,13 @@ class NamespacedContentStore:
         )
 
     async def _must_be_new(self, namespace: str, digest: Digest, lease: str | None) -> None:
-        """Raises AlreadyExists where the namespace has the blob, which the call's lease holds from now on."""
+        """Raises AlreadyExists where the namespace has the blob, which the call's lease holds from now on.
+
+        A blob that is recorded, and that the back end has lost, may be written again; its record stays.
+        """
         if await self._records.read(lambda connection: blobs.find(connection, namespace, digest)) is None:
+            return
+        if await self._is_lost(digest):
             return
 
         def hold(transaction: Transaction) -> bool:
@@ -327,6 +348,16 @@ class NamespacedContentStore:
 
         if not lease or await self._records.write(hold):
             raise AlreadyExists(f"content {digest} already exists")
+
+    async def _is_lost(self, digest: Digest) -> bool:
+        try:
+            async with self._peer.answering():
+                await self._backend.info(digest)
+        except NotFound:
+            return True
+        except (Unavailable, DeadlineExceeded):  # nobody can tell now
+            pass
+        return False
 
     async def _sharable_size(self, digest: Digest, total: int) -> int | None:
         """The size of a blob that the back end has and this namespace may share; None without."""

@@ -10,6 +10,7 @@ from typing import Any
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
 from carina.backends.server import PluginsService
+from carina.check.server import CheckService
 from carina.config import socket_path
 from carina.containers.server import ContainersService
 from carina.content.server import ContentService
@@ -27,6 +28,7 @@ from carina.snapshots.server import SnapshotsService
 from carina.sqlite import open_database
 from metadatad import rpc
 from metadatad.backends import Registry, open_registry
+from metadatad.check import Check
 from metadatad.collector import Collector
 from metadatad.config import Config
 from metadatad.containers import Containers
@@ -91,6 +93,7 @@ def backend_handlers(records: Records, registry: Registry, collector: Collector)
         TokenLaneService(registry.content),
         SnapshotsService(registry.snapshotter),
         PluginsService(registry),
+        CheckService(Check(records, registry)),
         GCService(collector, Explainer(records, registry.snapshotter)),
     ]
 

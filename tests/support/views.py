@@ -13,6 +13,7 @@ from carina.content.server import ContentService, LaneService
 from carina.digest import Digest
 from carina.gc.client import RemoteCollector, RemoteExplainer
 from carina.images.client import RemoteImageStore
+from carina.integrity.server import IntegrityService
 from carina.leases.client import RemoteLeaseManager
 from carina.namespaces.client import RemoteNamespaceStore
 from carina.rpc.client import connect
@@ -72,7 +73,7 @@ class View:
 async def content_backend(path: Path) -> AsyncIterator[LocalContentStore]:
     async with LocalContentStore(path / "contentd") as store:
         async with LaneServer(path / "c.fd.sock") as lane:
-            handlers = [ContentService(store), LaneService(store, lane)]
+            handlers = [ContentService(store), IntegrityService(store), LaneService(store, lane)]
             async with serve(f"unix://{path}/c.sock", handlers, name="contentd", grace=1.0):
                 yield store
 

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "plugin": "carina.cli.plugins:plugins",
     "gc": "carina.cli.gc:gc",
     "usage": "carina.cli.usage:usage",
+    "check": "carina.cli.check:check",
 }
 ALIASES: Final = {"i": "images", "image": "images", "c": "containers", "container": "containers"} | {
     "t": "tasks",
