@@ -1,15 +1,25 @@
 """Serves any event service, and any log of events, over gRPC."""
 
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, TypeVar
 
 from carina.api.carina.events import v1 as log
 from carina.api.containerd.services.events.v1 import EventsBase, ForwardRequest, PublishRequest, SubscribeRequest
 from carina.api.containerd.types import Envelope as WireEnvelope
 from carina.api.google.protobuf import Empty
 from carina.errors import InvalidArgument
-from carina.events import Cursor, Edge, Envelope, EventLog, EventService, Numbered, Refused, Start
+from carina.events import Cursor, Edge, Entry, Envelope, EventLog, EventService, Numbered, Refused, Start
 from carina.events.client import cursor_to_wire, from_wire, to_wire
 from carina.rpc.any import value_from_wire
+from carina.rpc.codec import encode
+
+T = TypeVar("T")
+
+_SHARED: Final = 256
+"""Encoded events that are kept for the next subscriber."""
+_SHARED_BYTES: Final = 16 << 10
+"""Larger payloads are encoded for each."""
 
 
 class EventsService(EventsBase):
@@ -29,7 +39,7 @@ class EventsService(EventsBase):
 
     async def subscribe(self, message: SubscribeRequest) -> AsyncIterator[WireEnvelope]:
         async for envelope in self._service.subscribe(message.filters):
-            yield to_wire(envelope)
+            yield _shared(_encoded_envelope, envelope)
 
 
 class LogService(log.LogBase):
@@ -41,11 +51,7 @@ class LogService(log.LogBase):
             _start(message), message.filters, follow=not message.no_follow, gaps=message.allow_gaps
         )
         async for entry in entries:
-            yield log.SubscribeResponse(
-                cursor=cursor_to_wire(entry.cursor),
-                envelope=None if entry.envelope is None else to_wire(entry.envelope),
-                lost=entry.lost,
-            )
+            yield _shared(_encoded_entry, entry)
 
     async def window(self, message: log.WindowRequest) -> log.WindowResponse:
         window = await self._events.window()
@@ -62,6 +68,30 @@ class LogService(log.LogBase):
                 refused.append(Refused(number=one.number, reason=str(error)))
         refused.extend(await self._events.append(message.source, good))
         return log.AppendResponse(refused=[log.Refused(number=one.number, reason=one.reason) for one in refused])
+
+
+# An event goes to every subscriber, and encoding it is most of what that costs: the messages are handed over as bytes,
+# and those of the last events are kept.
+
+
+def _shared(encoded: Callable[[T], bytes], value: T) -> Any:
+    envelope = value.envelope if isinstance(value, Entry) else value
+    small = not isinstance(envelope, Envelope) or len(envelope.event.value) <= _SHARED_BYTES
+    return _remembered(encoded, value) if small else encoded(value)
+
+
+@functools.lru_cache(maxsize=_SHARED)
+def _remembered(encoded: Callable[[T], bytes], value: T) -> bytes:
+    return encoded(value)
+
+
+def _encoded_envelope(envelope: Envelope) -> bytes:
+    return encode(to_wire(envelope))
+
+
+def _encoded_entry(entry: Entry) -> bytes:
+    envelope = None if entry.envelope is None else to_wire(entry.envelope)
+    return encode(log.SubscribeResponse(cursor=cursor_to_wire(entry.cursor), envelope=envelope, lost=entry.lost))
 
 
 def _forwarded(wire: WireEnvelope | None) -> Envelope:

@@ -61,7 +61,8 @@ class ServerStream(grpclib.server.Stream[Any, Any]):
             self._wire.send_headers(_accepted(metadata))
 
     async def send_message(self, message: Any) -> None:
-        data = codec.encode(message)
+        """Send a message, or the bytes of one that goes to many and is encoded once."""
+        data = message if isinstance(message, bytes) else codec.encode(message)
         if not self._accepted:
             await self.send_initial_metadata()
         self.sent += 1
