@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,27 +12,23 @@ from support.content import directory
 from support.forked import Nursery, Service
 from support.ledger import Ledger
 from support.points import points
+from support.started import STORES, started
 from support.workload import clients, differences, found, integrity, turn
 
-SERVICES = ("contentd", "snapshotd", "metadatad")
 TURNS = 6
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as made:
-        yield made
+def owner(point: str) -> str:
+    return point.partition(".")[0]
 
 
-def start(nursery: Nursery, name: str, base: Path, fault: str = "") -> Service:
-    more = ("--snapshotter", "native") if name == "snapshotd" else ()
-    arguments = ("--root", str(base / "root"), "--state", str(base), *more)
-    return nursery.start(name, *arguments, log=base / f"{name}.log", fault=fault)
+def points_of(*owners: str) -> list[str]:
+    return [point for point in points() if owner(point) in owners]
 
 
-async def work(base: Path, ledger: Ledger, doomed: Service) -> None:
+async def work(state: Path, ledger: Ledger, doomed: Service) -> None:
     """Turn after turn until the service is dead."""
-    async with clients(base) as own:
+    async with clients(state) as own:
         with contextlib.suppress(CarinaError):
             for number in range(TURNS):
                 await turn(own, ledger, str(number), str(number - 1) if number else "")
@@ -41,36 +36,45 @@ async def work(base: Path, ledger: Ledger, doomed: Service) -> None:
                     return
 
 
-async def check(base: Path, ledger: Ledger) -> None:
-    async with clients(base) as own:
+async def check(root: Path, state: Path, ledger: Ledger) -> None:
+    async with clients(state) as own:
         for _ in range(2):
             # What was cut off is settled, and nothing live goes with the collections; a second look finds the same.
-            assert await differences(own, base / "root") == []
+            assert await differences(own, root) == []
             there = await found(own, ledger.allowed())
             wrong = {key: there[key] for key, allowed in ledger.allowed().items() if there[key] not in allowed}
             assert wrong == {}
             ledger.settle(there)
 
 
-def owner(point: str) -> str:
-    return point.partition(".")[0]
+def test_every_point_is_tried() -> None:
+    """A new point belongs to a service whose points a test here goes through."""
+    assert {owner(point) for point in points()} == {*STORES, "sqlite", "taskd", "imaged"}
 
 
-@pytest.mark.parametrize("point", [point for point in points() if owner(point) in SERVICES])
+@pytest.mark.parametrize("point", points_of(*STORES))
 def test_killed_at(nursery: Nursery, point: str) -> None:
     """The service dies there; the next one has all that was acknowledged, and records and stores agree."""
-    ledger = Ledger()
+    ledger, name = Ledger(), owner(point)
     with directory() as base:
-        running = {name: start(nursery, name, base, point * (name == owner(point))) for name in SERVICES}
-        for service in running.values():
-            assert service.ready(), service.log.read_text()
-        doomed = running[owner(point)]
-        asyncio.run(work(base, ledger, doomed))
-        assert doomed.wait() == -signal.SIGKILL, f"{point} is never reached"
+        root = base / "root"
+        with started(nursery, root, base, *STORES, faults={name: point}) as services:
+            asyncio.run(work(base, ledger, services.running[name]))
+            assert services.running[name].wait() == -signal.SIGKILL, f"{point} is never reached"
 
-        running[owner(point)] = start(nursery, owner(point), base)
-        assert running[owner(point)].ready(), running[owner(point)].log.read_text()
-        asyncio.run(check(base, ledger))
-        for service in running.values():
-            service.kill()
+            assert services.start(name).ready()
+            asyncio.run(check(root, base, ledger))
+        assert integrity(root) == {}
+
+
+@pytest.mark.parametrize("point", points_of("sqlite"))
+@pytest.mark.parametrize("name", ["metadatad", "snapshotd"])
+def test_killed_at_first_start(nursery: Nursery, name: str, point: str) -> None:
+    """A service that dies while it makes its database starts with it the next time."""
+    with directory() as base, started(nursery, base / "root", base) as services:
+        doomed = services.start(name, fault=f"{point}:2" if name == "metadatad" else point)
+        assert (doomed.ready(), doomed.wait()) == (False, -signal.SIGKILL)
+
+        assert services.start(name).ready()
+        services.kill()
         assert integrity(base / "root") == {}

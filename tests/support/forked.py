@@ -29,9 +29,10 @@ SECONDS: Final = 30.0
 class Service:
     """A service that was started; `log` is what it says."""
 
-    def __init__(self, nursery: "Nursery", pid: int, notices: socket.socket, log: Path) -> None:
+    def __init__(self, nursery: "Nursery", pid: int, notices: socket.socket, *, log: Path, fault: str) -> None:
         self.pid = pid
         self.log = log
+        self.fault = fault
         self.status: int | None = None
         self._nursery = nursery
         self._notices = notices
@@ -81,7 +82,7 @@ class Nursery:
         notices.bind("")  # an abstract address that the kernel chooses
         environment = {"NOTIFY_SOCKET": "@" + notices.getsockname()[1:].decode(), "CARINA_FAULT": fault}
         pid = self.ask(start=name, arguments=arguments, environment=environment, log=str(log), careless=careless)
-        service = Service(self, pid, notices, log)
+        service = Service(self, pid, notices, log=log, fault=fault)
         self._services.append(service)
         return service
 

@@ -9,6 +9,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from carina.content.client import RemoteContentStore
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import CarinaError, NotFound, Unavailable
+from carina.events import Edge, Envelope, Numbered
+from carina.events.client import RemoteEventLog
 from carina.gc.client import RemoteCollector
 from carina.images import Image
 from carina.images.client import RemoteImageStore
@@ -24,6 +27,7 @@ from carina.leases import Lease
 from carina.leases.client import RemoteLeaseManager
 from carina.rpc.client import connect
 from carina.snapshots.client import RemoteSnapshotter
+from carina.typed import TypedValue
 from support.ledger import ABSENT, Key, Ledger, Values, present
 
 NAMESPACE = "one"
@@ -44,6 +48,7 @@ class Clients:
         self.images = RemoteImageStore(metadata)
         self.leases = RemoteLeaseManager(metadata)
         self.collector = RemoteCollector(metadata)
+        self.events = RemoteEventLog(metadata)
         self.raw = RemoteContentStore(content)
 
     def close(self) -> None:
@@ -71,6 +76,7 @@ async def turn(own: Clients, ledger: Ledger, name: str, previous: str = "") -> N
     await change_labels(own, ledger, name)
     await use_content_directly(own, ledger, name)
     await give_up(own, ledger, name)
+    await tell(own, ledger, name)
     if previous:
         await remove_image(own, ledger, previous)
 
@@ -155,6 +161,14 @@ async def give_up(own: Clients, ledger: Ledger, name: str) -> None:
     await ledger.step({("snapshot", key): ABSENT}, own.snapshotter.remove(key))
 
 
+async def tell(own: Clients, ledger: Ledger, name: str) -> None:
+    """An event of a source that numbers its events: it is in the log once."""
+    event = TypedValue(type_url="work", value=name.encode())
+    envelope = Envelope(timestamp=datetime.now(UTC), namespace=NAMESPACE, topic=f"/work/{name}", event=event)
+    append = own.events.append(f"source-{name}", [Numbered(number=1, envelope=envelope)])
+    await ledger.step({("event", f"/work/{name}"): present(1)}, append)
+
+
 async def remove_image(own: Clients, ledger: Ledger, name: str) -> None:
     """What only the image kept goes, at the latest with the next collection that is waited for."""
     image = ("image", f"image-{name}")
@@ -171,7 +185,7 @@ def _belongs(key: Key, name: str) -> bool:
 
 async def found(own: Clients, keys: Iterable[Key]) -> dict[Key, Hashable]:
     """What is there now: every byte is read again."""
-    readers = {"lease": _lease, "image": _image, "blob": _blob, "raw": _raw, "snapshot": _snapshot}
+    readers = {"lease": _lease, "image": _image, "blob": _blob, "raw": _raw, "snapshot": _snapshot, "event": told}
     result: dict[Key, Hashable] = {}
     for kind, name in keys:
         try:
@@ -193,6 +207,12 @@ async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
             if time.monotonic() > limit:
                 raise
         await asyncio.sleep(0.02)
+
+
+async def told(own: Clients, topic: str) -> Hashable:
+    """How often an event is in the log."""
+    entries = own.events.read(Edge.OLDEST, [f'topic=="{topic}"'], follow=False)
+    return len([entry async for entry in entries if entry.envelope is not None]) or None
 
 
 async def _lease(own: Clients, name: str) -> Hashable:
@@ -286,7 +306,8 @@ def _names(folder: Path) -> set[str]:
 def integrity(root: Path) -> dict[str, str]:
     """What SQLite finds wrong in the databases, which nobody has open."""
     result = {}
-    for path in (root / "metadatad/metadata.sqlite", root / "snapshotd-native/metadata.db"):
+    paths = [root / "metadatad/metadata.sqlite", root / "snapshotd-native/metadata.db"]
+    for path in filter(Path.exists, paths):
         with contextlib.closing(sqlite3.connect(path)) as connection:
             (text,) = connection.execute("PRAGMA integrity_check").fetchone()
             if text != "ok":
