@@ -30,7 +30,14 @@ Match = Callable[[T], bool]
 Fields = Mapping[str, "str | Fields | None"]
 
 MAX_LENGTH: Final = 64 * 1024
-"""Bytes of all filters of a call together."""
+"""Characters of all filters of a call together."""
+MAX_SELECTORS: Final = 1000
+"""Selectors of a call, but for filters that compare one field with one value: those are looked up together."""
+MAX_PATTERNS: Final = 64
+"""Regular expressions of a call."""
+MAX_PROGRAM: Final = 10_000
+"""Instructions of the automata of all regular expressions of a call."""
+_PATTERN_MEMORY: Final = 1 << 20
 
 _SIMPLE_ESCAPES: Final = dict(zip("abfnrtv\\", "\a\b\f\n\r\t\v\\", strict=True))
 _DIGITS: Final = {"x": (2, 16), "u": (4, 16), "U": (8, 16)}
@@ -44,6 +51,9 @@ class Operator(enum.Enum):
 
 
 class _Pattern(Protocol):
+    @property
+    def programsize(self) -> int: ...
+
     def search(self, text: str) -> object: ...
 
 
@@ -69,14 +79,40 @@ def compile(filters: Sequence[str]) -> Callable[[Adaptor], bool]:
     """A predicate on adaptors; without filters it always holds.
 
     Raises:
-        InvalidArgument: a filter is not valid; the sentence names the position.
+        InvalidArgument: a filter is not valid, and the sentence names the position; or there are too many.
     """
     if sum(len(text) for text in filters) > MAX_LENGTH:
         raise InvalidArgument(f"filters are longer than {MAX_LENGTH} characters together")
     alternatives = [parse(text) for text in filters]
     if not alternatives or any(not selectors for selectors in alternatives):
         return lambda adaptor: True
-    return lambda adaptor: any(all(one.holds(adaptor) for one in selectors) for selectors in alternatives)
+    wanted: dict[tuple[str, ...], set[str]] = {}
+    rest = []
+    for selectors in alternatives:
+        if len(selectors) == 1 and selectors[0].operator is Operator.EQUAL:
+            wanted.setdefault(selectors[0].path, set()).add(selectors[0].value)
+        else:
+            rest.append(selectors)
+    _check_number([one for selectors in rest for one in selectors])
+
+    def holds(adaptor: Adaptor) -> bool:
+        return any(adaptor(path) in values for path, values in wanted.items()) or any(
+            all(one.holds(adaptor) for one in selectors) for selectors in rest
+        )
+
+    return holds
+
+
+def _check_number(selectors: Sequence[Selector]) -> None:
+    """Every object of a list is held against them."""
+    if len(selectors) > MAX_SELECTORS:
+        raise InvalidArgument(f"filters have {len(selectors)} selectors, more than {MAX_SELECTORS}")
+    patterns = [one.pattern for one in selectors if one.pattern is not None]
+    if len(patterns) > MAX_PATTERNS:
+        raise InvalidArgument(f"filters have {len(patterns)} regular expressions, more than {MAX_PATTERNS}")
+    program = sum(pattern.programsize for pattern in patterns)
+    if program > MAX_PROGRAM:
+        raise InvalidArgument(f"the regular expressions of the filters are too large: {program} of {MAX_PROGRAM} steps")
 
 
 def matcher(filters: Sequence[str], adaptor_of: Callable[[T], Adaptor]) -> Match[T]:
@@ -125,6 +161,8 @@ class _Parser:
         self._at = 0
 
     def selectors(self) -> list[Selector]:
+        if "\0" in self._text:
+            raise self._error(self._text.index("\0"), "unexpected zero byte")
         result = [self._selector()]
         while self._at < len(self._text):
             if self._text[self._at] != ",":
@@ -210,6 +248,8 @@ class _Parser:
     def _regular_expression(self, value: str, start: int) -> _Pattern:
         options = re2.Options()
         options.log_errors = False
+        options.max_mem = _PATTERN_MEMORY
+        options.never_capture = True  # thousands of groups would each be looked for
         try:
             pattern: _Pattern = re2.compile(value, options)
         except re2.error as error:

@@ -85,6 +85,7 @@ def test_alternatives() -> None:
         ("name==a b", 7),
         ("name==foo ", 9),
         ("foo\0bar", 3),
+        ('name=="a\0"', 8),
         ("name~=(", 6),
         ("name~=a(?=b)", 6),
         (",", 0),
@@ -127,6 +128,84 @@ def test_oversized_is_refused() -> None:
     """Filters are bounded in length."""
     with pytest.raises(InvalidArgument, match="longer"):
         compile(["name==" + "x" * 70_000])
+
+
+def test_many_values_are_looked_up_together() -> None:
+    """A list of thousands of names takes no longer for each object than a short one."""
+    matches = compile([f"name==name-{number}" for number in range(3000)])
+    assert matches(adaptor({"name": "name-2999"}))
+    start = time.monotonic()
+    assert not any(matches(adaptor({"name": f"other-{number}"})) for number in range(20_000))
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("filters", "what"),
+    [
+        (["name!=a"] * 1001, "1001 selectors"),
+        ([",".join(["name!=a"] * 1001)], "1001 selectors"),
+        ([f"name~=a{number}" for number in range(65)], "65 regular expressions"),
+    ],
+)
+def test_too_many_are_refused(filters: list[str], what: str) -> None:
+    """What every object is held against is bounded in number."""
+    with pytest.raises(InvalidArgument, match=what):
+        compile(filters)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "(x+x+)+y",
+        "(.*)*" * 50 + "y",
+        "((((((((((x?){20}){20})?)*)*)*)*)*)*)y",
+        "x{1000}" * 60,
+        "(x{30}){30}y",
+        "[^y]{50}" * 50,
+        "(x|xx)*" * 100 + "y",
+        "(" * 5000 + ")" * 5000,
+        "(?:" * 900 + "x" + ")*" * 900,
+        "(.?){500}(.){500}y",
+        "\\pL*" * 500,
+    ],
+)
+def test_heavy_expressions(expression: str) -> None:
+    """An expression made to be heavy is refused or takes little time and memory."""
+    quoted = expression.replace("\\", "\\\\")
+    start = time.monotonic()
+    try:
+        matches = compile([f'name~="{quoted}"'])
+    except InvalidArgument:
+        return
+    for _ in range(5):
+        matches(adaptor({"name": "x" * 4096}))
+    assert time.monotonic() - start < 30
+
+
+ATOMS = st.sampled_from(
+    [
+        *'abé0_-.,=!~/|"\\^$()[]*+? \t\n',
+        "name",
+        "labels",
+        "==",
+        "!=",
+        "~=",
+        '"a.b/c"',
+        "\\x61",
+        "\\u00e9",
+        "{1}",
+        "(?i)",
+    ]
+)
+
+
+@given(st.lists(ATOMS, max_size=30).map("".join))
+def test_any_pieces_are_parsed_or_refused(text: str) -> None:
+    """Whatever is put together from pieces of the grammar is a filter or an InvalidArgument that shows it."""
+    try:
+        compile([text])(ADAPTORS["i"])
+    except InvalidArgument as error:
+        assert "is not valid at position" in str(error)  # noqa: PT017
 
 
 @given(st.text(max_size=40))
