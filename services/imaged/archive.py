@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from carina import context
+from carina import context, faults
 from carina.aio.finish import finish
 from carina.content import ContentStore
 from carina.descriptor import Descriptor
@@ -133,6 +133,7 @@ async def _file(store: ContentStore, path: str, size: int, stream: TarStream) ->
             digest = expected or await writer.digest()
             with context.deadline(COMMIT_SECONDS):
                 await writer.commit(size=size, expected=digest)
+            faults.point("imaged.archive.committed")
     except AlreadyExists:
         digest = expected or digest
     except FailedPrecondition as error:

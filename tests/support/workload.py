@@ -244,7 +244,7 @@ async def _snapshot(own: Clients, name: str) -> Hashable:
         mounts = await own.snapshotter.mounts(name)
         return _text(mounts[0].source)
     view = f"view-{name}"
-    mounts = await own.snapshotter.view(view, name)
+    mounts = await own.snapshotter.view(view, name, ROOT)
     try:
         return _text(mounts[0].source)
     finally:
