@@ -6,9 +6,7 @@ A run takes its cuts from one record of a workload. More of them, or others, are
 """
 
 import asyncio
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from support.content import directory
 from support.forked import Nursery
 from support.ledger import Ledger
 from support.powerloss.disk import Cut, RecordedDisk, missing
+from support.started import STORES, started
 from support.workload import clients, differences, found, integrity, turn
 
 pytestmark = [
@@ -28,28 +27,6 @@ CUTS = int(os.environ.get("CARINA_POWER_CUTS", "16"))
 SEED = int(os.environ.get("CARINA_POWER_SEED", "1"))
 SIZE = 96 << 20
 WORKERS, TURNS = 3, 3
-SERVICES = ("contentd", "snapshotd", "metadatad")
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as made:
-        yield made
-
-
-@contextlib.contextmanager
-def serving(nursery: Nursery, root: Path, *, careless: bool = False) -> Iterator[Path]:
-    """The services on `root`, which is nobody's again after the block; the directory of their sockets."""
-    with directory() as state, contextlib.ExitStack() as stack:
-        services = []
-        for name in SERVICES:
-            more = ("--snapshotter", "native") if name == "snapshotd" else ()
-            arguments = ("--root", str(root), "--state", str(state), *more)
-            services.append(nursery.start(name, *arguments, log=state / f"{name}.log", careless=careless))
-            stack.callback(services[-1].kill)
-        for service in services:
-            assert service.ready(), service.log.read_text()
-        yield state
 
 
 async def work(state: Path, ledger: Ledger) -> None:
@@ -66,7 +43,7 @@ async def work(state: Path, ledger: Ledger) -> None:
 def record(nursery: Nursery, disk: RecordedDisk, *, careless: bool = False) -> Ledger:
     """A workload on the disk."""
     ledger = Ledger(disk.mark)
-    with serving(nursery, disk.mountpoint / "root", careless=careless) as state:
+    with directory() as state, started(nursery, disk.mountpoint / "root", state, *STORES, careless=careless):
         asyncio.run(work(state, ledger))
     return ledger
 
@@ -88,7 +65,7 @@ async def settled(state: Path, root: Path) -> list[str]:
 def survive(nursery: Nursery, cut: Cut, ledger: Ledger) -> list[str]:
     with cut.mounted() as path:
         root = path / "root"
-        with serving(nursery, root) as state:
+        with directory() as state, started(nursery, root, state, *STORES):
             # In this order: nothing live may go with the collections.
             result = asyncio.run(settled(state, root)) + asyncio.run(wrong(state, ledger, cut))
         return result + [f"{name}: {text}" for name, text in integrity(root).items()]
@@ -110,7 +87,8 @@ def test_services_that_do_not_sync_are_found_out(nursery: Nursery) -> None:
     with RecordedDisk(SIZE) as disk:
         ledger = record(nursery, disk, careless=True)
         for cut in disk.cuts(seed=1, count=10):
-            with cut.mounted() as path, serving(nursery, path / "root") as state:
-                if lost := asyncio.run(wrong(state, ledger, cut)):
-                    break
+            with cut.mounted() as path, directory() as state, started(nursery, path / "root", state, *STORES):
+                lost = asyncio.run(wrong(state, ledger, cut))
+            if lost:
+                break
     assert lost != []

@@ -50,6 +50,11 @@ class RecordedDisk:
     def mountpoint(self) -> Path:
         return self._directory / "mnt"
 
+    @property
+    def keeper(self) -> int:
+        """The process that has the mounts."""
+        return self._keeper.pid
+
     def mark(self) -> int:
         """This moment: what was acknowledged before is on the disk in every cut that includes it."""
         return (self._directory / "record").stat().st_size

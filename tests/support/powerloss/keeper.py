@@ -53,8 +53,10 @@ def main(directory: Path, size: int, kind: str) -> None:
 
 
 def _lock(directory: Path) -> int:
-    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """The file has its name only once it is locked: another keeper takes a lock that it gets for an abandoned one."""
+    lock = os.open(directory / "lock.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    os.rename(directory / "lock.new", directory / "lock")
     return lock
 
 
