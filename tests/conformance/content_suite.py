@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,7 @@ class ContentSuite:
     stores_sha512 = True
     """Whether algorithms other than sha256 are there."""
     restarts_on_other_total = True
+    filters_sizes = True
     shows_expected = True
     """Whether a status says which digest is expected."""
 
@@ -80,6 +82,29 @@ class ContentSuite:
         assert info.created_at is not None
         assert abs(info.created_at - datetime.now(UTC)) < timedelta(minutes=1)
         assert await get(store, digest) == data
+
+    async def test_announced_or_not(self, store: ContentStore) -> None:
+        """Size and digest may be announced with the writer, at commit, or never, with many writers at once."""
+        pieces = [fresh(256) for _ in range(4)]
+        announced: list[dict[str, Any]] = [
+            {},
+            {"total": 256},
+            {"expected": Digest.of(pieces[2])},
+            {"total": 256, "expected": Digest.of(pieces[3])},
+        ]
+        async with contextlib.AsyncExitStack() as stack:
+            writers = [
+                await stack.enter_async_context(await store.writer(f"announced-{number}", **announcement))
+                for number, announcement in enumerate(announced)
+            ]
+            for writer, data in zip(writers, pieces, strict=True):
+                for start in range(0, 256, 32):
+                    await writer.write(data[start : start + 32])
+            for writer, data in zip(writers, pieces, strict=True):
+                assert await writer.commit(labels={"a": "1"}) == Digest.of(data)
+        for data in pieces:
+            info = await store.info(Digest.of(data))
+            assert (info.size, info.labels) == (256, {"a": "1"} if self.keeps_labels else {})
 
     async def test_large_write(self, store: ContentStore) -> None:
         """A write larger than any message arrives whole."""
@@ -106,6 +131,24 @@ class ContentSuite:
             assert (status.ref, status.offset, status.total) == ("status", 100, len(DATA))
             assert status.started_at is not None
             assert status.updated_at is not None
+
+    async def test_progress_is_told(self, store: ContentStore) -> None:
+        """After each write offset, digest and time of the last write are those of the bytes so far."""
+        data = fresh(256)
+        async with await store.writer("progress", total=256) as writer:
+            assert await writer.digest() == Digest.of(b"")
+            earlier = await store.status("progress")
+            for start, end in ((0, 64), (64, 192), (192, 256)):
+                await asyncio.sleep(0.01)
+                await writer.write(data[start:end])
+                status = await store.status("progress")
+                assert (status.offset, status.total) == (end, 256)
+                assert status.started_at == earlier.started_at
+                assert status.updated_at is not None
+                assert earlier.updated_at is not None
+                assert status.updated_at > earlier.updated_at
+                assert await writer.digest() == Digest.of(data[:end])
+                earlier = status
 
     async def test_status_shows_expectation(self, store: ContentStore) -> None:
         """The digest that was announced is in the status."""
@@ -168,6 +211,23 @@ class ContentSuite:
         assert await get(store, Digest.of(data)) == data
         with pytest.raises(NotFound):
             await store.status("resumed")
+
+    @pytest.mark.parametrize("how", ["append", "truncate"])
+    @pytest.mark.parametrize("size", [500, 50_000])
+    async def test_resumed_anywhere(self, store: ContentStore, size: int, how: str) -> None:
+        """Wherever a writer was closed, the next one goes on from there or begins again."""
+        for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+            data, ref = fresh(size), f"resumed-{share}"
+            cut = int(size * share)
+            async with await store.writer(ref, total=size, expected=Digest.of(data)) as writer:
+                await writer.write(data[:cut])
+            async with await store.writer(ref, total=size, expected=Digest.of(data)) as writer:
+                assert writer.status.offset == cut
+                if how == "truncate":
+                    await writer.truncate(0)
+                await writer.write(data[writer.status.offset :])
+                await writer.commit(size=size, expected=Digest.of(data))
+            assert await get(store, Digest.of(data)) == data
 
     async def test_other_total_starts_over(self, store: ContentStore) -> None:
         """An ingest opened with another total is another ingest."""
@@ -258,6 +318,37 @@ class ContentSuite:
         for digest in (wrong, Digest.of(data)):
             with pytest.raises(NotFound):
                 await store.info(digest)
+
+    async def test_ref_after_every_end(self, store: ContentStore) -> None:
+        """A ref is held by its writer until that ends; then it is new after an existing blob, and resumed otherwise."""
+        data = fresh(256)
+        digest, ref = await put(store, data), "every-end"
+
+        @contextlib.asynccontextmanager
+        async def writing(offset: int) -> AsyncIterator[Writer]:
+            async with await store.writer(ref) as writer:
+                assert writer.status.offset == offset
+                yield writer
+
+        for expected in (digest, None):
+            async with writing(0) as writer:
+                await writer.write(data)
+                with pytest.raises(AlreadyExists):
+                    await writer.commit(size=256, expected=expected)
+        more = data + b"more"
+        async with writing(0) as writer:
+            await writer.write(more)
+            with pytest.raises(FailedPrecondition):
+                await writer.commit(size=260, expected=ABSENT)
+        async with writing(260) as writer:
+            with pytest.raises(FailedPrecondition):
+                await writer.commit(size=256)
+        async with writing(260) as writer:
+            assert await writer.commit(size=260) == Digest.of(more)
+        async with writing(0):
+            with pytest.raises(Unavailable):
+                await store.writer(ref)
+        await store.abort(ref)
 
     async def test_writer_ends_with_its_commit(self, store: ContentStore) -> None:
         """After commit or close nothing more is written; closing again is nothing."""
@@ -396,10 +487,21 @@ class ContentSuite:
             assert set(await blobs(store, "labels.number==0", "labels.number==3")) < set(made)
             assert set(await blobs(store, "labels.number")) == set(made)
 
+    async def test_filter_by_size(self, store: ContentStore) -> None:
+        """The size of a blob is a field, too."""
+        if not self.filters_sizes:
+            pytest.skip("this implementation has no such field")
+        digests = [await put(store, fresh(size)) for size in (311, 312)]
+        assert list(await blobs(store, "size==312")) == digests[1:]
+        assert list(await blobs(store, "size")) == sorted(digests)
+
     async def test_bad_filter(self, store: ContentStore) -> None:
         """A filter that is none is refused."""
-        with pytest.raises(InvalidArgument):
-            await blobs(store, "digest=x")
+        for filters in (["digest=x"], ["labels.a", "labels."]):
+            with pytest.raises(InvalidArgument):
+                await blobs(store, *filters)
+            with pytest.raises(InvalidArgument):
+                await store.statuses(filters)
 
     # Labels
 
@@ -440,9 +542,12 @@ class ContentSuite:
 
     async def test_fixed_fields(self, store: ContentStore) -> None:
         """Only labels can be changed."""
-        digest = await put(store, fresh())
-        with pytest.raises(InvalidArgument):
-            await store.update(Info(digest=digest, size=1), ["size"])
+        digest = await put(store, fresh(), {"a": "1"})
+        before = await store.info(digest)
+        for field in ("size", "digest", "created_at", "nonsense", "Labels", ""):
+            with pytest.raises(InvalidArgument):
+                await store.update(Info(digest=digest, size=1, labels={"a": "2"}), ["labels.a", field])
+        assert await store.info(digest) == before
 
     async def test_label_limit(self, store: ContentStore) -> None:
         """A label of more than 4,096 bytes is refused, in an update and at commit."""

@@ -41,7 +41,7 @@ async def remote(path: Path, *, lane: bool = True) -> AsyncIterator[RemoteConten
 
 
 @contextlib.contextmanager
-def containerd(path: Path) -> Iterator[str]:
+def containerd(path: Path, *, sharing: str = "shared") -> Iterator[str]:
     """A containerd of its own, with nothing but metadata and content; its address."""
     config = path / "config.toml"
     config.write_text(
@@ -52,6 +52,7 @@ def containerd(path: Path) -> Iterator[str]:
         # No collections: nothing refers to what the tests store.
         '[plugins."io.containerd.gc.v1.scheduler"]\n  deletion_threshold = 0\n  mutation_threshold = 1000000000\n'
         '  startup_delay = "1h"\n'
+        f'[plugins."io.containerd.metadata.v1.bolt"]\n  content_sharing_policy = "{sharing}"\n'
         f'[grpc]\n  address = "{path}/d.sock"\n[ttrpc]\n  address = "{path}/d.sock.ttrpc"\n'
     )
     with (path / "log").open("wb") as log:
