@@ -67,6 +67,11 @@ class TestContainerdShared(SharedSuite):
 
 @pytest.mark.root
 class TestContainerdIsolated(IsolatedSuite):
+    @pytest.mark.xfail(reason="containerd 1.6 does not heed the label", strict=True)
+    async def test_shareable_namespace(self, store: Shared) -> None:
+        """As in the suite."""
+        await super().test_shareable_namespace(store)
+
     @pytest.fixture
     async def store(self, isolating_containerd: str) -> AsyncIterator[Shared]:
         async with behind(isolating_containerd) as store:
