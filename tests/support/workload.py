@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from carina import context
+from carina.check import Finding, Options
+from carina.check.client import RemoteChecker
 from carina.content.client import RemoteContentStore
 from carina.descriptor import Descriptor
 from carina.digest import Digest
@@ -49,6 +51,7 @@ class Clients:
         self.leases = RemoteLeaseManager(metadata)
         self.collector = RemoteCollector(metadata)
         self.events = RemoteEventLog(metadata)
+        self.checker = RemoteChecker(metadata)
         self.raw = RemoteContentStore(content)
 
     def close(self) -> None:
@@ -263,7 +266,7 @@ async def differences(own: Clients, root: Path) -> list[str]:
     while True:
         with contextlib.suppress(CarinaError):
             await own.collector.run(sync=True)
-            if not (result := await _compare(own, root)):
+            if not (result := await _compare(own, root) or await _checked(own)):
                 return []
         if time.monotonic() > limit:
             return result
@@ -293,6 +296,14 @@ async def _compare(own: Clients, root: Path) -> list[str]:
         *(f"snapshot {key} is recorded or there, not both" for key in snapshots ^ rows),
         *(f"directory {name} has no row, or the row no directory" for name in numbers ^ _names(folder / "snapshots")),
     ]
+
+
+async def _checked(own: Clients) -> list[str]:
+    """What `carina check` finds, but for what was written to contentd directly."""
+    direct = {str(info.digest) async for info in own.raw.walk() if info.labels}
+    direct |= {status.ref for status in await own.raw.statuses() if status.ref.startswith("raw-")}
+    found = [one async for one in own.checker.check(Options()) if isinstance(one, Finding)]
+    return [f"{one.type} {one.id}: {one.kind}, {one.detail}" for one in found if one.id not in direct]
 
 
 def _column(connection: sqlite3.Connection, query: str) -> set[str]:
