@@ -17,7 +17,7 @@ from carina.linux.errnos import translated
 from carina.linux.filesystem import filesystem_type, sync_filesystem
 from carina.mount import Mount
 from carina.snapshots import Kind
-from snapshotd.drivers import Place, Unfit, bind, mapped_root, tree
+from snapshotd.drivers import Place, Unfit, bind, mapped_root, tree, tree_of
 from snapshotd.records import Chain
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Btrfs:
     def mounts(self, chain: Chain, place: Place) -> list[Mount]:
         writable = chain.kind is Kind.ACTIVE
         source = chain.id if writable or not chain.parents else chain.parents[0]
-        return bind(tree(place(source)), writable=writable)
+        return bind(tree_of(place, source), writable=writable)
 
     def usage(self, directory: Path, parents: Sequence[Path]) -> tuple[int, int]:
         """Inodes that differ from the parent's, and bytes that are not shared with it."""

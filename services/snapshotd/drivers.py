@@ -16,6 +16,7 @@ from carina.mount import Mount
 from carina.snapshots import Kind
 from snapshotd.records import Chain
 
+_TREE: Final = "fs"
 UID_MAPPING: Final = "containerd.io/snapshot/uidmapping"
 GID_MAPPING: Final = "containerd.io/snapshot/gidmapping"
 
@@ -24,8 +25,8 @@ class Unfit(FailedPrecondition):
     """A machine or its file system lacks what a driver needs; the sentence says what."""
 
 
-Place = Callable[[int], Path]
-"""From a snapshot's id to its directory."""
+Place = Callable[[int], str]
+"""From a snapshot's id to its directory: text, since a stack of hundreds is asked for at each mount."""
 
 
 class Driver(Protocol):
@@ -75,11 +76,15 @@ class Driver(Protocol):
 
 
 def tree(directory: Path) -> Path:
-    return directory / "fs"
+    return directory / _TREE
 
 
-def bind(source: Path, *, writable: bool, mapping: Sequence[str] = ()) -> list[Mount]:
-    return [Mount(type="bind", source=str(source), options=(*mapping, "rw" if writable else "ro", "rbind"))]
+def tree_of(place: Place, number: int) -> str:
+    return f"{place(number)}/{_TREE}"
+
+
+def bind(source: str, *, writable: bool, mapping: Sequence[str] = ()) -> list[Mount]:
+    return [Mount(type="bind", source=source, options=(*mapping, "rw" if writable else "ro", "rbind"))]
 
 
 def mapped_root(labels: Mapping[str, str]) -> tuple[int, int] | None:

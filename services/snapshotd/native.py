@@ -15,7 +15,7 @@ from carina.linux.filesystem import copy_data
 from carina.linux.usage import measure
 from carina.mount import Mount
 from carina.snapshots import Kind
-from snapshotd.drivers import Place, bind, mapped_root, tree
+from snapshotd.drivers import Place, bind, mapped_root, tree, tree_of
 from snapshotd.records import Chain
 
 
@@ -42,7 +42,7 @@ class Native:
     def mounts(self, chain: Chain, place: Place) -> list[Mount]:
         writable = chain.kind is Kind.ACTIVE
         source = chain.id if writable or not chain.parents else chain.parents[0]
-        return bind(tree(place(source)), writable=writable)
+        return bind(tree_of(place, source), writable=writable)
 
     def usage(self, directory: Path, parents: Sequence[Path]) -> tuple[int, int]:
         return measure(tree(directory))

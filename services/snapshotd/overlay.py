@@ -14,7 +14,7 @@ from carina.linux.mount import mounted
 from carina.linux.usage import measure
 from carina.mount import Mount
 from carina.snapshots import Kind
-from snapshotd.drivers import GID_MAPPING, UID_MAPPING, Place, Unfit, bind, mapped_root, tree
+from snapshotd.drivers import GID_MAPPING, UID_MAPPING, Place, Unfit, bind, mapped_root, tree, tree_of
 from snapshotd.records import Chain
 
 _log = logging.getLogger(__name__)
@@ -118,17 +118,17 @@ class Overlay:
         tree(directory).chmod(stat.S_IMODE(below.st_mode))
 
     def mounts(self, chain: Chain, place: Place) -> list[Mount]:
-        own = place(chain.id)
+        own = tree_of(place, chain.id)
         writable = chain.kind is Kind.ACTIVE
         if not chain.parents:
             # Its files have the mapped owners already: mapped again, they would be nobody's.
-            return bind(tree(own), writable=writable)
+            return bind(own, writable=writable)
         options = self._mapping(chain.labels)
         if not writable and len(chain.parents) == 1:
-            return bind(tree(place(chain.parents[0])), writable=False, mapping=options)
+            return bind(tree_of(place, chain.parents[0]), writable=False, mapping=options)
         if writable:
-            options += [f"workdir={own / 'work'}", f"upperdir={tree(own)}"]
-        options.append("lowerdir=" + ":".join(str(tree(place(parent))) for parent in chain.parents))
+            options += [f"workdir={place(chain.id)}/work", f"upperdir={own}"]
+        options.append("lowerdir=" + ":".join(tree_of(place, parent) for parent in chain.parents))
         return [Mount(type="overlay", source="overlay", options=(*options, *self._options))]
 
     def usage(self, directory: Path, parents: Sequence[Path]) -> tuple[int, int]:

@@ -43,6 +43,10 @@ class Directories:
     def place(self, number: int) -> Path:
         return self._folder / str(number)
 
+    def where(self, number: int) -> str:
+        """`place`, as text."""
+        return f"{self._folder}/{number}"
+
     @contextlib.contextmanager
     def making(self, number: int) -> Iterator[Path]:
         """A temporary directory's path for snapshot `number`, which no sweep touches during the block."""

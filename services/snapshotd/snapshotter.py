@@ -204,7 +204,7 @@ class LocalSnapshotter:
 
     def _mounts(self, key: str, chain: Chain) -> list[Mount]:
         self._check_there(key, (chain.id, *chain.parents))
-        return self._driver.mounts(chain, self._directories.place)
+        return self._driver.mounts(chain, self._directories.where)
 
     def _check_there(self, key: str, numbers: Iterable[int]) -> None:
         if lost := self._lost.intersection(numbers):
