@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import peers
 from bench.peers import Carina, Containerd, Peer, timed
+from bench.snapshots import snapshots
 from bench.unpack import unpacking
 from support import image
 from support.constellation import BIN, Constellation
@@ -166,6 +167,7 @@ def main() -> None:
             "latency": lambda: latency(report, carina, containerd),
             "run": lambda: running(report, carina, containerd, registry),
             "pull": lambda: pulling(report, carina, containerd, registry),
+            "snapshots": lambda: snapshots(report),
             "unpack": lambda: unpacking(report, registry),
         }
         for name, part in parts.items():
