@@ -3,7 +3,7 @@
 The process gets a request in JSON on standard input and writes one line of result to standard output.
 It enters a mount namespace of its own, so that whatever it mounts ends with it.
 To apply a layer it forks: the child changes its root to the tree, where no device can be opened and nothing executed,
-drops what privileges, descriptors and memory it can and parses what strangers wrote;
+drops what privileges, system calls, network, descriptors and memory it can, and parses what strangers wrote;
 the parent only answers the few questions of `broker.py`.
 Before the child changes its root, importing is switched off: a module found in an image would run in it.
 """
@@ -23,7 +23,7 @@ from carina.layer.broker import Asking, Broker
 from carina.layer.compression import decompressed
 from carina.layer.feed import Feed
 from carina.layer.tar import Reader
-from carina.linux import confine
+from carina.linux import confine, seccomp
 from carina.linux.libc import call
 
 _PLACE: Final = "/sys"
@@ -37,6 +37,8 @@ _APPLIER: Final = (
     confine.SETFCAP,
 )
 _COMPARER: Final = (confine.DAC_READ_SEARCH,)
+_APPLIER_CALLS: Final = seccomp.RUNTIME | seccomp.LOOK | seccomp.CHANGE | seccomp.TALK
+_COMPARER_CALLS: Final = seccomp.RUNTIME | seccomp.LOOK
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_DESCRIPTORS: Final = 4096
 _SEALED: Final = ("nodev", "nosuid", "noexec")
@@ -106,7 +108,7 @@ def _child(request: dict[str, Any], root: int, channel: socket.socket, parent: i
         chunks = decompressed(request["blob"], request["kind"])
         _close_all_but(_ERRORS, root, channel.fileno(), request["blob"])
         limits = Limits(**request["limits"])
-        _confine(root, _APPLIER, has_root=os.geteuid() == 0, memory=limits.memory)
+        _confine(root, has_root=os.geteuid() == 0, limits=limits)
         result = _applied(chunks, request, root=root, channel=channel, limits=limits)
     except BaseException as error:  # the parent hands it on
         result = _failure(error)
@@ -136,22 +138,27 @@ def _close_all_but(*kept: int) -> None:
     os.closerange(first, most)
 
 
-def _limit_memory(size: int) -> None:
-    if size:
-        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+def _limit(limits: Limits) -> None:
+    if limits.memory:
+        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_DESCRIPTORS, _MAX_DESCRIPTORS))
 
 
-def _confine(root: int, capabilities: Sequence[int], *, has_root: bool, memory: int) -> None:
-    _limit_memory(memory)
+def _confine(root: int, *, has_root: bool, limits: Limits) -> None:
     sys.meta_path.clear()
     sys.path_hooks.clear()
     sys.path.clear()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_DESCRIPTORS, _MAX_DESCRIPTORS))
+    if limits.bytes:
+        # Also of a sparse file, which has no such bytes in the stream.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits.bytes, limits.bytes))
     if has_root:
+        confine.leave_network()
         os.fchdir(root)
         os.chroot(".")
-        confine.keep_capabilities(capabilities)
+        confine.keep_capabilities(_APPLIER)
+    _limit(limits)
+    seccomp.allow_only(_APPLIER_CALLS)
 
 
 def _tree(mounts: Sequence[Sequence[Any]], name: str, *, options: Sequence[str]) -> str:
@@ -184,14 +191,15 @@ def _mounted(mounts: Sequence[Sequence[Any]], name: str, *, options: Sequence[st
 
 def _diff(request: dict[str, Any]) -> bytes:
     from carina.layer.compare import changes
-    from carina.layer.writer import write_layer
+    from carina.layer.writer import LayerWriter
 
     lower = os.open(_tree(request["lower"], "lower", options=("ro",)), _DIRECTORY) if request["lower"] else None
     upper = os.open(_tree(request["upper"], "upper", options=("ro",)), _DIRECTORY)
+    layer = LayerWriter(request["output"], kind=request["kind"], latest=request["source_date_epoch"])
     if os.geteuid() == 0:
+        confine.leave_network()
         confine.keep_capabilities(_COMPARER)
-    _limit_memory(Limits().memory)
-    result = write_layer(
-        changes(lower, upper), request["output"], kind=request["kind"], latest=request["source_date_epoch"]
-    )
+    _limit(Limits())
+    seccomp.allow_only(_COMPARER_CALLS)
+    result = layer.write(changes(lower, upper))
     return json.dumps(result).encode()

@@ -43,26 +43,35 @@ class _Sink:
         return f"sha256:{self._hash.hexdigest()}"
 
 
-def write_layer(changes: Iterator[Change], output: int, *, kind: str, latest: int | None) -> dict[str, str | int]:
-    """Write the layer to `output`. No time in it is later than `latest`, in nanoseconds, and whiteouts have that.
+class LayerWriter:
+    """One layer into `output`. No time in it is later than `latest`, in nanoseconds, and whiteouts have that.
 
-    Raises:
-        ResourceExhausted: the disk is full.
-        Aborted: a file changed while it was read.
+    Whatever module the compression takes is imported when this is made: `write` may be called where nothing can be.
     """
-    outer = _Sink(lambda data: _write_all(output, data))
-    compress, end = compressor(kind, outer.write)
-    inner = _Sink(compress)
-    buffer = bytearray()
-    for change in changes:
-        for piece in _entry(change, latest):
-            buffer += piece
-            if len(buffer) >= _GATHERED:
-                inner.write(bytes(buffer))
-                buffer.clear()
-    inner.write(bytes(buffer) + bytes(1024))
-    end()
-    return {"digest": outer.digest, "size": outer.size, "uncompressed": inner.digest}
+
+    def __init__(self, output: int, *, kind: str, latest: int | None) -> None:
+        self._latest = latest
+        self._outer = _Sink(lambda data: _write_all(output, data))
+        compress, self._end = compressor(kind, self._outer.write)
+        self._inner = _Sink(compress)
+
+    def write(self, changes: Iterator[Change]) -> dict[str, str | int]:
+        """Write all of it, and say what its digests and size are.
+
+        Raises:
+            ResourceExhausted: the disk is full.
+            Aborted: a file changed while it was read.
+        """
+        buffer = bytearray()
+        for change in changes:
+            for piece in _entry(change, self._latest):
+                buffer += piece
+                if len(buffer) >= _GATHERED:
+                    self._inner.write(bytes(buffer))
+                    buffer.clear()
+        self._inner.write(bytes(buffer) + bytes(1024))
+        self._end()
+        return {"digest": self._outer.digest, "size": self._outer.size, "uncompressed": self._inner.digest}
 
 
 def _write_all(output: int, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """Giving privileges up for good, in a process that is about to read what strangers wrote."""
 
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -21,6 +22,8 @@ SETFCAP: Final = 31
 _PR_SET_PDEATHSIG: Final = 1
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_CLONE_NEWIPC: Final = 0x08000000
+_CLONE_NEWNET: Final = 0x40000000
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
@@ -29,6 +32,15 @@ def die_with_parent(parent: int) -> None:
     call("prctl", _PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def leave_network() -> None:
+    """Move this process to a network and System V namespace of its own, without any interface, where it may."""
+    try:
+        call("unshare", _CLONE_NEWNET | _CLONE_NEWIPC)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOSPC):
+            raise
 
 
 def keep_capabilities(kept: Collection[int]) -> None:
