@@ -16,7 +16,7 @@ from metadatad.records import Records, Transaction
 
 MAX_PAYLOAD: Final = 4 * 1024 * 1024
 MAX_NUMBER: Final = 2**63 - 1
-_COMPONENT: Final = re.compile(r"[A-Za-z0-9]+(?:[-_.]+[A-Za-z0-9]+)*")
+_COMPONENT: Final = re.compile(r"[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*")
 
 
 class Events:

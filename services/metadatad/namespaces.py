@@ -72,7 +72,9 @@ class Namespaces:
             transaction.connection.execute(
                 "UPDATE namespaces SET labels = ? WHERE name = ?", (pack(new.labels), new.name)
             )
-            transaction.emit(new.name, "/namespaces/update", rpc.namespace_update(new))
+            # The labels as asked for, as in containerd: what is empty was removed, what is not named stayed.
+            asked = replace(new, labels=namespace.labels)
+            transaction.emit(new.name, "/namespaces/update", rpc.namespace_update(asked))
             return new
 
         return await self._records.write(change)
