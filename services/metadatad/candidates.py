@@ -10,7 +10,7 @@ from metadatad import gc
 from metadatad.edges import Node
 from metadatad.liveness import Liveness
 
-BATCH: Final = 5_000
+BATCH: Final = 1_000
 """Candidates that are looked at in one read."""
 MOST: Final = 20_000
 """Dead nodes after which what they refer to is left to the next read."""

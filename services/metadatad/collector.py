@@ -84,6 +84,11 @@ class Collector:
         self._mutations = self._deletions = 0
         self._occasion = self._due = time.monotonic() + self._schedule.startup_delay
         self._passes: dict[Backend, Passes] = {}
+        self._begun = 0
+        """Number of collections that have begun."""
+        self._collecting = False
+        self._touched: dict[Backend, int] = {}
+        """The last collection that removed something, by the back end that it is to go from."""
         self._counters = Counters()
         self._check = FullCheck(
             records, self._counters, interval=self._schedule.check_interval, found=lambda: self._make_due(0.0)
@@ -101,7 +106,10 @@ class Collector:
             self._make_due(moment)
 
     async def collect(self) -> None:
-        await self.run(sync=True)
+        """See `metadatad.records.Collector`. Back ends that nothing went from are not waited for."""
+        since = self._begun + (not self._collecting)
+        await self._ask()
+        await self._wait_for_disk(since)
 
     async def run(self, *, sync: bool = False, full: bool = False) -> Collection:
         """Collect now.
@@ -111,14 +119,20 @@ class Collector:
         """
         begun = time.monotonic()
         missed = len((await self._check.run()).missed) if full else 0
+        since = self._begun + 1
+        collection = await self._ask()
+        if sync:
+            await self._wait_for_disk(since)
+            for passes in list(self._passes.values()):
+                await passes.settled()
+        seconds = time.monotonic() - begun if sync or full else collection.seconds
+        return replace(collection, seconds=seconds, missed=missed)
+
+    async def _ask(self) -> Collection:
         future: asyncio.Future[Collection] = asyncio.get_running_loop().create_future()
         self._asked.append(future)
         self._wake.set()
-        collection = await future
-        if sync:
-            await self._wait_for_disk({backend_of(removed.type) for removed in collection.removed})
-        seconds = time.monotonic() - begun if sync or full else collection.seconds
-        return replace(collection, seconds=seconds, missed=missed)
+        return await future
 
     async def statistics(self) -> Statistics:
         return await self._records.read(self._counters.statistics)
@@ -152,8 +166,11 @@ class Collector:
         asked, self._asked = self._asked, []
         self._mutations = self._deletions = 0
         self._due = time.monotonic() + LONGEST_SLEEP
+        self._begun += 1
+        self._collecting = True
         try:
             collection = await finish(self._sweeper.collect(self._counters))
+            self._touched.update((backend_of(removed.type), self._begun) for removed in collection.removed)
             await self._start_removal(tasks)
         except CarinaError as error:
             log.warning("garbage collection failed: %s", error)
@@ -166,6 +183,8 @@ class Collector:
         except BaseException:
             self._asked += asked
             raise
+        finally:
+            self._collecting = False
         self._plan_next(*await self._records.read(_outlook))
         for future in asked:
             if not future.done():
@@ -211,13 +230,13 @@ class Collector:
         with contextlib.suppress(CarinaError):
             await self._backends.settle()
 
-    async def _wait_for_disk(self, touched: set[Backend]) -> None:
-        """Wait for the back ends where something went; not for one that is stuck with older things."""
+    async def _wait_for_disk(self, since: int) -> None:
+        """Wait for the back ends that something is to go from, by that collection or a later one."""
         limit = self._schedule.sync_seconds
         try:
             async with asyncio.timeout(limit):
                 for backend, passes in list(self._passes.items()):
-                    if backend in touched or not passes.stuck:
+                    if self._touched.get(backend, 0) >= since:
                         await passes.idle.wait()
         except TimeoutError as error:
             raise Unavailable(f"a back end still removes what was collected {limit:g} s ago") from error

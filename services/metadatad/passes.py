@@ -1,6 +1,7 @@
 """The removal at one back end: at most one pass runs, and one more follows where it was asked for meanwhile."""
 
 import asyncio
+import contextlib
 import time
 from typing import Final
 
@@ -28,6 +29,13 @@ class Passes:
     def stuck(self) -> bool:
         """Whether the last pass failed, or the present one takes long."""
         return not self._clean or (self.running and time.monotonic() - self._begun > STUCK_SECONDS)
+
+    async def settled(self) -> None:
+        """Wait until nothing is left to do, unless it is stuck, or as soon as it is."""
+        while not self.idle.is_set() and not self.stuck:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STUCK_SECONDS):
+                    await self.idle.wait()
 
     def request(self) -> None:
         self._requested = True

@@ -11,8 +11,10 @@ from carina.cli.target import Target
 from carina.reference import normalize
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from carina.client import Client
-    from carina.gc import Chain, Collection, Doomed, Explanation, Release
+    from carina.gc import Chain, Collection, Doomed, Explanation, Release, Removed, Statistics
 
 
 @click.group()
@@ -22,25 +24,70 @@ def gc() -> None:
 
 @gc.command("run")
 @click.option("--sync", is_flag=True, help="Return when the disk is clean.")
+@click.option("--full", is_flag=True, help="Mark everything first, not only look at what has changed.")
 @output.format_option
 @click.pass_obj
-def run(target: Target, sync: bool, form: str) -> None:
+def run(target: Target, sync: bool, full: bool, form: str) -> None:
     """Run the collector now and say what it removed."""
 
     async def work(client: "Client") -> "Collection":
         from carina.gc.client import RemoteCollector
 
-        return await RemoteCollector(client.channel).run(sync=sync)
+        return await RemoteCollector(client.channel).run(sync=sync, full=full)
 
     done = target.run(work, deadline=None)
     if form == "json":
         output.as_json(asdict(done))
         return
-    click.echo(f"{done.seconds * 1000:.1f} ms, the database was locked for {done.lock_seconds * 1000:.1f} ms")
+    click.echo(
+        f"{done.seconds * 1000:.1f} ms, the database was locked for {done.lock_seconds * 1000:.1f} ms, "
+        f"{done.candidates} objects were looked at"
+    )
+    if full:
+        click.echo(f"the full mark found {done.missed} objects that would have been missed")
+    _print_removed(done.removed)
+
+
+def _print_removed(removed: "Sequence[Removed]") -> None:
     output.table(
         ("TYPE", "OBJECTS", "SIZE"),
-        [(r.type, r.objects, output.size(r.bytes) if r.bytes else "-") for r in done.removed],
+        [(r.type, r.objects, output.size(r.bytes) if r.bytes else "-") for r in removed],
     )
+
+
+@gc.command("stats")
+@output.format_option
+@click.pass_obj
+def stats(target: Target, form: str) -> None:
+    """Say what the collector has done since its service started, and what it has still to do."""
+
+    async def work(client: "Client") -> "Statistics":
+        from carina.gc.client import RemoteCollector
+
+        return await RemoteCollector(client.channel).statistics()
+
+    found = target.run(work)
+    if form == "json":
+        output.as_json(asdict(found))
+        return
+    click.echo(f"since {_moment(found.since)}")
+    click.echo(
+        f"collections: {found.collections}, {found.failures} failed, the last at {_moment(found.collected_at)}; "
+        f"{found.seconds * 1000:.1f} ms, the database was locked for {found.lock_seconds * 1000:.1f} ms, "
+        f"for {found.longest_lock_seconds * 1000:.1f} ms at the longest"
+    )
+    click.echo(
+        f"full marks: {found.checks}, the last at {_moment(found.checked_at)}; {found.check_seconds * 1000:.1f} ms, "
+        f"{found.missed} objects that collections had missed"
+    )
+    click.echo(f"to be looked at: {found.candidates}, the next that expires at {_moment(found.next_candidate)}")
+    for one in found.remaining:
+        click.echo(f"still to be removed by its back end: {one.objects} of type {one.type}")
+    _print_removed(found.removed)
+
+
+def _moment(moment: "datetime | None") -> str:
+    return "-" if moment is None else moment.isoformat(timespec="seconds")
 
 
 @gc.command("plan")
@@ -136,7 +183,7 @@ def why(target: Target, object: str, snapshotter: str, limit: int, form: str) ->
         click.echo(f"and {found.more} more roots (--limit)")
     if not found.chains:
         since = found.since.isoformat(timespec="seconds") if found.since else "an unknown moment"
-        click.echo(f"nothing keeps {type} {object}: collectable since {since} or later")
+        click.echo(f"nothing keeps {type} {object}: collectable since {since}")
 
 
 def _type(object: str) -> str:
