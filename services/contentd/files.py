@@ -3,7 +3,7 @@
     <root>/lock                  held by the one process that owns the directory
     <root>/blobs/<alg>/<hex>     0444; its time of modification is the time of the commit
     <root>/labels/<alg>/<hex>    JSON, where a blob has had labels; its time of modification is that of the last update
-    <root>/ingest/<sha256>/      one ingest (`contentd.ingests`)
+    <root>/ingest/<sha256>       one ingest, and beside it what is known of it (`contentd.ingests`)
     <root>/quarantine/           damaged blobs that were taken out (`contentd.verify`)
 
 A file of labels without its blob means nothing: a commit writes or removes it before the blob gets its name.
@@ -32,7 +32,8 @@ from carina.linux.errnos import translated
 CHUNK: Final = 1 << 20
 CLAIM_SECONDS: Final = 10.0
 """How long a predecessor that still drains is waited for."""
-_TEMPORARY: Final = ".new"
+TEMPORARY: Final = ".new"
+ABOUT: Final = ".json"
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -119,12 +120,20 @@ def _remove_leftovers(layout: Layout) -> None:
     for algorithm in HEX_LENGTHS:
         directory = f"{layout.root}/labels/{algorithm}"
         for name in os.listdir(directory):
-            if name.endswith(_TEMPORARY) or not os.path.exists(f"{layout.blobs(algorithm)}/{name}"):
+            if name.endswith(TEMPORARY) or not os.path.exists(f"{layout.blobs(algorithm)}/{name}"):
                 os.unlink(f"{directory}/{name}")
     for name in os.listdir(layout.ingests):
         path = f"{layout.ingests}/{name}"
-        if not os.path.exists(f"{path}/data") or not os.path.exists(f"{path}/ref"):
-            shutil.rmtree(path, ignore_errors=True)
+        whole = path.removesuffix(ABOUT)
+        if not (os.path.isfile(whole) and os.path.isfile(whole + ABOUT)):
+            _discard(path)
+
+
+def _discard(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        os.unlink(path)
 
 
 def flush_directory(path: str) -> None:
@@ -141,7 +150,7 @@ def flush_directory(path: str) -> None:
 
 def write_file(path: str, data: bytes) -> None:
     """Replace a small file: the old or the new one is there, whenever the power goes."""
-    temporary = path + _TEMPORARY
+    temporary = path + TEMPORARY
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         view = memoryview(data)

@@ -1,17 +1,16 @@
 """Ingests on disk: plain functions that block, to be run in threads.
 
-    <root>/ingest/<sha256 of the ref>/
-        ref          the ref itself; without it or without data, the directory is a leftover
-        data         the bytes so far
-        startedat, updatedat   RFC 3339
-        total, expected        bytes and digest, where they were announced
+    <root>/ingest/<sha256 of the ref>        the bytes so far; modified when they last were
+    <root>/ingest/<sha256 of the ref>.json   ref, started_at (RFC 3339); total, expected where they were announced
 
+One without the other is a leftover. There are no more files, because ext4 takes longer and longer to make one while
+many have just been removed: it does not give their inodes out again for some seconds.
 An `Ingest` is used by one thread at a time: its owner sees to that.
 """
 
 import hashlib
+import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_MAX_ABOUT: Final = 1 << 20
 _space: Final = threading.local()
 
 
@@ -95,34 +95,32 @@ class Ingest:
             raise self._failed(error, "opening") from error
 
     def _create(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.mkdir(self.path, 0o700)
-        now = self.started_at.isoformat().encode()
-        files_of = {"ref": self.ref.encode(), "startedat": now, "updatedat": now}
-        if self.total:
-            files_of["total"] = str(self.total).encode()
-        if self.expected:
-            files_of["expected"] = self.expected.encode()
-        for name, data in files_of.items():
-            _write(f"{self.path}/{name}", data)
+        _unlink(self.path)
+        _write(_about(self.path), self._description())
         faults.point("contentd.ingest.described")
-        self._fd = os.open(f"{self.path}/data", _OPEN | os.O_EXCL, 0o600)
+        self._fd = os.open(self.path, _OPEN | os.O_EXCL, 0o600)
         self._hasher = hashlib.new(self._algorithm, usedforsecurity=False)
+
+    def _description(self) -> bytes:
+        values: dict[str, object] = {"ref": self.ref, "started_at": self.started_at.isoformat()}
+        if self.total:
+            values["total"] = self.total
+        if self.expected:
+            values["expected"] = str(self.expected)
+        return json.dumps(values).encode()
 
     def _resume(self, before: Status, progress: Progress | None) -> None:
         assert before.started_at is not None
         assert before.updated_at is not None
         self.offset, self.started_at, self.updated_at = before.offset, before.started_at, before.updated_at
-        if self.total and not before.total:
-            _write(f"{self.path}/total", str(self.total).encode())
         self.total = self.total or before.total
-        if self.expected and self.expected != before.expected:
-            _write(f"{self.path}/expected", self.expected.encode())
         self.expected = self.expected or before.expected
+        if (self.total, self.expected) != (before.total, before.expected):
+            _write(f"{_about(self.path)}{files.TEMPORARY}", self._description())
+            os.rename(f"{_about(self.path)}{files.TEMPORARY}", _about(self.path))
         self._algorithm = self.expected.algorithm if self.expected else "sha256"
-        data = f"{self.path}/data"
-        os.chmod(data, 0o600)  # a commit that was cut short may have made it read-only
-        self._fd = os.open(data, _OPEN)
+        os.chmod(self.path, 0o600)  # a commit that was cut short may have made it read-only
+        self._fd = os.open(self.path, _OPEN)
         if self.offset == 0:
             self._hasher = hashlib.new(self._algorithm, usedforsecurity=False)
         elif progress and progress.hasher.name == self._algorithm and progress.fits(os.fstat(self._fd)):
@@ -208,7 +206,7 @@ class Ingest:
             else:
                 files.remove_labels(self.layout, digest)
             faults.point("contentd.commit.labelled")
-            os.rename(f"{self.path}/data", self.layout.blob(digest))
+            os.rename(self.path, self.layout.blob(digest))
             faults.point("contentd.commit.named")
         except OSError as error:
             raise self._failed(error, "committing") from error
@@ -222,7 +220,6 @@ class Ingest:
         try:
             if flush:
                 os.fsync(self._fd)
-            _write(f"{self.path}/updatedat", self.updated_at.isoformat().encode())
             found = os.fstat(self._fd)
         except OSError as error:
             raise self._failed(error, "closing") from error
@@ -240,7 +237,8 @@ class Ingest:
     def remove(self) -> None:
         """Close the ingest and remove what is left of it."""
         self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):
+            _unlink(self.path)
 
     def _failed(self, error: OSError, doing: str) -> CarinaError:
         return files.failed(error, f"{doing} ref {self.ref!r} in {self.layout.root}")
@@ -254,6 +252,17 @@ def space() -> memoryview:
     return found
 
 
+def _about(path: str) -> str:
+    return path + files.ABOUT
+
+
+def _unlink(path: str) -> None:
+    """Remove an ingest: the bytes last, as what is known of them is of no use without them."""
+    for part in (_about(path), path):
+        with suppress(FileNotFoundError):
+            os.unlink(part)
+
+
 def _write(path: str, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -262,44 +271,26 @@ def _write(path: str, data: bytes) -> None:
         os.close(fd)
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return file.read(1 << 20).decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-
-
 def _status(path: str) -> Status | None:
+    """None where there is no ingest, or not all of it."""
     try:
-        data = os.stat(f"{path}/data")
-    except (FileNotFoundError, NotADirectoryError):
+        data = os.stat(path)
+        with open(_about(path), "rb") as file:
+            about = json.loads(file.read(_MAX_ABOUT))
+        expected = about.get("expected")
+        modified = files.moment(data.st_mtime)
+        return Status(
+            ref=about["ref"],
+            offset=data.st_size,
+            total=about.get("total", 0),
+            expected=Digest(expected) if expected else None,
+            started_at=datetime.fromisoformat(about["started_at"]),
+            updated_at=modified,
+        )
+    except FileNotFoundError:
         return None
-    ref = _read(f"{path}/ref")
-    if not ref:
+    except (ValueError, KeyError, AttributeError, TypeError, InvalidArgument):  # cut short by a power loss
         return None
-    modified = files.moment(data.st_mtime)
-    total, expected = _read(f"{path}/total"), _read(f"{path}/expected")
-    try:
-        digest = Digest(expected) if expected else None
-    except InvalidArgument:
-        digest = None
-    return Status(
-        ref=ref,
-        offset=data.st_size,
-        total=int(total) if total.isdigit() else 0,
-        expected=digest,
-        started_at=_time(_read(f"{path}/startedat")) or modified,
-        updated_at=max(modified, _time(_read(f"{path}/updatedat")) or modified),
-    )
-
-
-def _time(text: str) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def status(layout: Layout, ref: str) -> Status:
@@ -312,13 +303,13 @@ def status(layout: Layout, ref: str) -> Status:
 
 def statuses(layout: Layout) -> list[Status]:
     """Every ingest, by ref."""
-    found = (_status(f"{layout.ingests}/{name}") for name in os.listdir(layout.ingests))
+    found = (_status(f"{layout.ingests}/{name}") for name in os.listdir(layout.ingests) if "." not in name)
     return sorted((one for one in found if one is not None), key=lambda one: one.ref)
 
 
 def remove(layout: Layout, ref: str) -> None:
     """Raises NotFound."""
     path = layout.ingest(ref)
-    if not os.path.isdir(path):
+    if _status(path) is None:
         raise NotFound(f"ref {ref!r}: not found")
-    shutil.rmtree(path, ignore_errors=True)
+    _unlink(path)

@@ -148,7 +148,10 @@ class LocalWriter:
         ingest = self._ingest
         if size > 0 and size != ingest.offset:
             raise FailedPrecondition(f"ref {ingest.ref!r} has {ingest.offset} bytes, the commit expects {size}")
-        digest = await in_thread(ingest.digest, expected.algorithm if expected else None)
+        known = ingest.current_digest
+        if known is None or (expected is not None and known.algorithm != expected.algorithm):
+            known = await in_thread(ingest.digest, expected.algorithm if expected else None)
+        digest = known
         if expected is not None and digest != expected:
             raise FailedPrecondition(f"ref {ingest.ref!r} has the digest {digest}, the commit expects {expected}")
         return digest

@@ -193,13 +193,15 @@ def close_ingest(connection: sqlite3.Connection, namespace: str, ref: str) -> No
     connection.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ?", (namespace, ref))
     node = edges.ingest(ref)
     edges.forget(connection, namespace, node)
-    connection.execute(
-        "DELETE FROM lease_resources WHERE namespace = ? AND type = 'ingests' AND id = ?", (namespace, ref)
-    )
-    connection.execute(
+    sources = connection.execute(
         "DELETE FROM edges WHERE namespace = ? AND destination = ? AND kind IN ('ref', 'flat') "
-        "AND source LIKE 'leases/%'",
+        "AND source LIKE 'leases/%' RETURNING source",
         (namespace, node),
+    ).fetchall()
+    # Found by their edges: what all leases hold together may be very much.
+    connection.executemany(
+        "DELETE FROM lease_resources WHERE namespace = ? AND lease = ? AND type = 'ingests' AND id = ?",
+        [(namespace, source.removeprefix("leases/"), ref) for (source,) in sources],
     )
 
 

@@ -1,12 +1,13 @@
 """The store on disk: what survives, what is refused, what a full disk does."""
 
 import asyncio
+import json
 import os
 import stat
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def blob(root: Path, digest: Digest) -> Path:
 
 
 async def test_layout(store: LocalContentStore, tmp_path: Path) -> None:
-    """Blobs and ingests are where containerd has them, and nobody else can look or write there."""
+    """Blobs are where containerd has them, an ingest is two files, and nobody else can look or write there."""
     root = tmp_path / "content"
     digest = await put(store, b"data")
     assert blob(root, digest).read_bytes() == b"data"
@@ -46,11 +47,12 @@ async def test_layout(store: LocalContentStore, tmp_path: Path) -> None:
     assert list((root / "ingest").iterdir()) == []
     async with await store.writer("../x", total=9, expected=Digest.of(b"other")) as writer:
         await writer.write(b"123")
-    [ingest] = (root / "ingest").iterdir()
-    assert ingest.name == Digest.of(b"../x").hex
-    names = {"data": "123", "ref": "../x", "total": "9", "expected": str(Digest.of(b"other"))}
-    assert {name: (ingest / name).read_text() for name in names} == names
-    assert {path.name for path in ingest.iterdir()} == {*names, "startedat", "updatedat"}
+    name = Digest.of(b"../x").hex
+    assert {path.name for path in (root / "ingest").iterdir()} == {name, f"{name}.json"}
+    assert (root / "ingest" / name).read_bytes() == b"123"
+    about = json.loads((root / "ingest" / f"{name}.json").read_text())
+    assert datetime.fromisoformat(about.pop("started_at")).tzinfo is not None
+    assert about == {"ref": "../x", "total": 9, "expected": str(Digest.of(b"other"))}
 
 
 async def test_everything_survives_a_restart(tmp_path: Path) -> None:
@@ -81,15 +83,15 @@ async def test_leftovers_are_removed(tmp_path: Path) -> None:
         digest = await put(store, b"data", {"a": "b"})
         async with await store.writer("kept") as writer:
             await writer.write(b"123")
-    half = tmp_path / "ingest" / ("0" * 64)
-    half.mkdir()
-    (half / "ref").write_text("half made")
+    half = [tmp_path / "ingest" / name for name in ("0" * 64, f"{'1' * 64}.json", f"{Digest.of(b'kept').hex}.json.new")]
+    for path in half:
+        path.write_text("half made")
     for name in (digest.hex + ".new", Digest.of(b"no blob").hex):
         (tmp_path / "labels" / "sha256" / name).write_text("{}")
     async with LocalContentStore(tmp_path) as store:
         assert [status.ref for status in await store.statuses()] == ["kept"]
         assert (await store.info(digest)).labels == {"a": "b"}
-    assert not half.exists()
+    assert not [path for path in half if path.exists()]
     assert [path.name for path in (tmp_path / "labels" / "sha256").iterdir()] == [digest.hex]
 
 
@@ -97,7 +99,7 @@ async def test_commit_cut_before_the_rename(tmp_path: Path) -> None:
     """An ingest that a commit had made read-only already is resumed."""
     async with LocalContentStore(tmp_path) as store, await store.writer("ref") as writer:
         await writer.write(b"123")
-    (tmp_path / "ingest" / Digest.of(b"ref").hex / "data").chmod(0o444)
+    (tmp_path / "ingest" / Digest.of(b"ref").hex).chmod(0o444)
     async with LocalContentStore(tmp_path) as store, await store.writer("ref") as writer:
         await writer.write(b"456")
         assert await writer.commit() == Digest.of(b"123456")
@@ -111,8 +113,7 @@ async def test_forgotten_ingests_expire(tmp_path: Path) -> None:
         async with await store.writer("new") as writer:
             await writer.write(b"123")
     old = tmp_path / "ingest" / Digest.of(b"old").hex
-    (old / "updatedat").write_text("2020-01-01T00:00:00Z")
-    os.utime(old / "data", (1, 1))
+    os.utime(old, (1, 1))
     async with LocalContentStore(tmp_path) as store:
         assert [status.ref for status in await store.statuses()] == ["new"]
     async with LocalContentStore(tmp_path, expire=timedelta(0)) as store:
