@@ -27,18 +27,18 @@ from carina.errors import (
     InvalidArgument,
     NotFound,
     Unavailable,
-    Unimplemented,
 )
 from carina.integrity.client import RemoteIntegrity
-from carina.introspection.client import RemoteIntrospection
 from carina.lane.client import RemoteTokenLane
 from carina.leases import Lease
 from carina.leases.client import RemoteLeaseManager
+from carina.platforms import Platform
 from carina.rpc.client import Channel, connect
 from carina.snapshots.client import RemoteSnapshotter
 from metadatad import backendrows
 from metadatad.claims import Claims
 from metadatad.content import NamespacedContentStore
+from metadatad.description import described
 from metadatad.peers import Peer
 from metadatad.records import Records
 from metadatad.removal import ContentRemover, Remover, SnapshotRemover
@@ -71,6 +71,8 @@ class Settings:
 @dataclass(slots=True, eq=False)
 class _Entry:
     backend: Backend
+    stated: Backend
+    """As it was configured or added."""
     peer: Peer
     channel: Channel
     remover: Remover | None = None
@@ -224,7 +226,7 @@ class Registry:
             answer_seconds=settings.answer_seconds,
             work_seconds=settings.work_seconds,
         )
-        entry = _Entry(backend=backend, peer=peer, channel=connect(backend.address))
+        entry = _Entry(backend=backend, stated=backend, peer=peer, channel=connect(backend.address))
         peer.breaker.on_open = entry.wake.set
         if backend.type == "snapshot":
             remote = RemoteSnapshotter(entry.channel, backend.snapshotter or backend.name)
@@ -281,7 +283,9 @@ class Registry:
                     await self._ask(entry)
                     if not entry.asked:
                         await self._hold(entry)
-                    await self._learn(entry)
+                    # Each time: another process may have taken its place.
+                    found = await described(entry.stated, entry.channel)
+                    entry.backend = replace(entry.backend, exports=found.exports, capabilities=found.capabilities)
             except CarinaError as caught:
                 error = str(caught) or type(caught).__name__
             entry.slow = bool(error) and time.monotonic() - begun > PROBE_SECONDS / 2
@@ -314,19 +318,6 @@ class Registry:
         if entry.backend.lease:
             with contextlib.suppress(AlreadyExists):
                 await RemoteLeaseManager(entry.channel).create(Lease(id=entry.backend.lease))
-
-    async def _learn(self, entry: _Entry) -> None:
-        """What it exports and can do, where it says so: another process may have taken its place at any time."""
-        backend = entry.backend
-        try:
-            plugins = await RemoteIntrospection(entry.channel).plugins()
-        except Unimplemented:
-            return
-        type = {"snapshot": "io.containerd.snapshotter.v1", "content": "io.containerd.content.v1"}.get(backend.type)
-        names = {backend.snapshotter or backend.name, "content" if backend.type == "content" else ""}
-        for plugin in plugins:
-            if plugin.type == type and plugin.id in names:
-                entry.backend = replace(backend, exports=dict(plugin.exports), capabilities=tuple(plugin.capabilities))
 
 
 @contextlib.asynccontextmanager
@@ -376,6 +367,9 @@ def _configured(config: Config) -> Iterable[Backend]:
                 namespace=plugin.namespace,
                 snapshotter=plugin.snapshotter,
                 lease=plugin.lease,
+                platform=plugin.platform,
+                exports=plugin.exports,
+                capabilities=plugin.capabilities,
                 configured=True,
             )
         )
@@ -387,6 +381,8 @@ def _validate(backend: Backend) -> Backend:
     context.validate_identifier(backend.name, "back end name")
     if backend.namespace:
         context.validate_identifier(backend.namespace, "namespace")
+    if backend.platform:
+        Platform.parse(backend.platform)
     socket_path(backend.address)
     return backend
 

@@ -1,15 +1,15 @@
 """What metadatad says of itself and of its back ends, with the types and ids that containerd gives them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 from carina.backends import Backend, BackendRegistry
 from carina.filters import matcher
 from carina.introspection import Plugin
 from carina.introspection.fields import fields
-from carina.platforms import host
+from carina.platforms import Platform, host
+from metadatad.description import TYPES
 
 _OWN: Final = (
     ("io.containerd.event.v1", ("exchange",)),
@@ -24,14 +24,6 @@ _OWN: Final = (
         "io.containerd.grpc.v1",
         ("containers", "content", "events", "images", "leases", "namespaces", "sandboxes", "snapshots"),
     ),
-)
-_BACKEND_TYPES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "snapshot": "io.containerd.snapshotter.v1",
-        "content": "io.containerd.content.v1",
-        "diff": "io.containerd.differ.v1",
-        "sandbox": "io.containerd.sandbox.controller.v1",
-    }
 )
 
 
@@ -59,10 +51,16 @@ class Plugins:
 
 def _of_backend(backend: Backend) -> Plugin:
     return Plugin(
-        type=_BACKEND_TYPES[backend.type],
+        type=TYPES[backend.type],
         id="content" if backend.type == "content" else backend.name,
-        platforms=(host(),) if backend.type in {"snapshot", "diff"} else (),
+        platforms=_platforms(backend),
         exports={**backend.exports, "address": backend.address},
         capabilities=tuple(backend.capabilities),
         error=backend.error,
     )
+
+
+def _platforms(backend: Backend) -> tuple[Platform, ...]:
+    if backend.platform:
+        return (Platform.parse(backend.platform),)
+    return (host(),) if backend.type in {"snapshot", "diff"} else ()

@@ -37,14 +37,17 @@ DAEMONS: Final = MappingProxyType(
 DEFAULT_SNAPSHOTTERS: Final = ("overlayfs", "native")
 SECTIONS: Final = ("content", "snapshots", "metadata", "images", "tasks", "gateway")
 PLUGIN_TYPES: Final = ("snapshot", "content", "diff", "sandbox")
-_PLUGIN_KEYS: Final = ("type", "address", "namespace", "snapshotter", "lease")
+_PLUGIN_KEYS: Final = ("type", "address", "namespace", "snapshotter", "lease", "platform")
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path (unix(7): sun_path holds 108 with the terminating zero)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyPlugin:
-    """An external back end. `namespace`, `snapshotter` and `lease` go along with every call to it, where set."""
+    """An external back end. `namespace`, `snapshotter` and `lease` go along with every call to it, where set.
+
+    `platform`, `exports` and `capabilities` are reported of it, as containerd does: few plugins describe themselves.
+    """
 
     name: str
     type: str
@@ -52,6 +55,10 @@ class ProxyPlugin:
     namespace: str = ""
     snapshotter: str = ""
     lease: str = ""
+    platform: str = ""
+    """`os/architecture[/variant]`; empty: this machine's."""
+    exports: Mapping[str, str] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,10 +213,15 @@ def _proxy_plugins(table: Mapping[str, Any], where: str) -> dict[str, ProxyPlugi
     for name in table:
         entry = _table(table, name, f"{where}: proxy_plugins")
         here = f"{where}: proxy_plugins.{name}"
-        _only(entry, _PLUGIN_KEYS, here)
+        _only(entry, (*_PLUGIN_KEYS, "exports", "capabilities"), here)
         fields = {key: _text(entry, key, here) for key in _PLUGIN_KEYS}
         if fields["type"] not in PLUGIN_TYPES:
             raise InvalidArgument(f"{here}: type {fields['type']!r} is not one of {', '.join(PLUGIN_TYPES)}")
         socket_path(fields["address"])
-        plugins[name] = ProxyPlugin(name=name, **fields)
+        exports, capabilities = entry.get("exports", {}), entry.get("capabilities", [])
+        if not isinstance(exports, dict) or not all(isinstance(value, str) for value in exports.values()):
+            raise InvalidArgument(f"{here}: exports must be a table of strings")
+        if not isinstance(capabilities, list) or not all(isinstance(value, str) for value in capabilities):
+            raise InvalidArgument(f"{here}: capabilities must be a list of strings")
+        plugins[name] = ProxyPlugin(name=name, **fields, exports=exports, capabilities=tuple(capabilities))
     return plugins

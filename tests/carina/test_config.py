@@ -36,10 +36,17 @@ def test_services_may_be_external(tmp_path: Path) -> None:
 def test_proxy_plugins_are_read(tmp_path: Path) -> None:
     """A proxy plugin is a name, a type and an address, as containerd writes them."""
     text = '[proxy_plugins.demo]\ntype = "snapshot"\naddress = "/run/demo.sock"\nnamespace = "inner"\n'
+    text += 'platform = "linux/arm64"\ncapabilities = ["rebase"]\nexports = { root = "/srv" }\n'
     loaded = config.load(written(tmp_path, text))
 
     assert loaded.proxy_plugins["demo"] == config.ProxyPlugin(
-        name="demo", type="snapshot", address="/run/demo.sock", namespace="inner"
+        name="demo",
+        type="snapshot",
+        address="/run/demo.sock",
+        namespace="inner",
+        platform="linux/arm64",
+        exports={"root": "/srv"},
+        capabilities=("rebase",),
     )
 
 
@@ -71,7 +78,9 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, sentence: str) -> None:
         ('[services.content]\naddress = ""', "address must not be empty"),
         ('root = ""', "root must not be empty"),
         ('[services.tasks]\naddress = "unix:///a"\n[services.images]\naddress = "unix:///a"', "is that of services"),
-        ('[proxy_plugins.x]\ntype = "snapshot"\naddress = "unix:///a"\nplatform = "p"', "unknown key 'platform'"),
+        ('[proxy_plugins.x]\ntype = "snapshot"\naddress = "unix:///a"\nplatfrom = "p"', "unknown key 'platfrom'"),
+        ('[proxy_plugins.x]\ntype = "snapshot"\naddress = "unix:///a"\nexports = ["p"]', "exports must be a table"),
+        ('[proxy_plugins.x]\ntype = "snapshot"\naddress = "unix:///a"\ncapabilities = "p"', "must be a list"),
     ],
 )
 def test_what_would_be_passed_over_is_refused(tmp_path: Path, text: str, sentence: str) -> None:

@@ -80,7 +80,7 @@ def plugin() -> Iterator[Plugin]:
 @pytest.fixture
 async def registry(plugin: Plugin) -> AsyncIterator[Registry]:
     """The metadata service's back ends, with the plugin as one of them."""
-    trees = ProxyPlugin(name="trees", type="snapshot", address=plugin.address, snapshotter="overlayfs")
+    trees = ProxyPlugin(name="trees", type="snapshot", address=plugin.address)
     with directory() as path:
         async with metadata(path, plugins=[trees]) as (_, registry, _, _):
             # The plugin knows what earlier tests made, in their namespaces.

@@ -18,6 +18,8 @@ class Backend:
     """Name of the snapshotter over there, where it differs."""
     lease: str = ""
     """Standing lease over there that keeps our objects alive."""
+    platform: str = ""
+    """What it is for, as `os/architecture`, where the configuration says so."""
     own: bool = False
     """A service of the constellation rather than a proxy plugin."""
     configured: bool = False
