@@ -20,6 +20,7 @@ from carina.images.server import ImagesService
 from carina.introspection.server import IntrospectionService
 from carina.lane.server import TokenLaneService
 from carina.leases.server import LeasesService
+from carina.linux.errnos import translated
 from carina.namespaces.server import NamespacesService
 from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
@@ -106,6 +107,9 @@ def _health(listener: Listener, collector: Collector, name: str, serving: bool) 
 
 def _make_directories(root: Path, state: Path) -> None:
     """`root` for root alone; sockets are reached through `state`."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(root, 0o700)
-    state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chmod(root, 0o700)
+        state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        raise translated(error, f"preparing {error.filename or root}") from error

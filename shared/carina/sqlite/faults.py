@@ -21,6 +21,8 @@ _CLASSES: Final[dict[int, tuple[type[CarinaError], str]]] = {
 def translated(error: sqlite3.Error, name: str) -> CarinaError:
     """The domain's error for one of SQLite's; Internal for what only a mistake of ours brings about."""
     code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # the index of the log could not be made larger
+        code = sqlite3.SQLITE_FULL
     if code is not None and (code & 0xFF) in _CLASSES:
         kind, text = _CLASSES[code & 0xFF]
         return kind(f"database {name} {text} ({error})")
