@@ -1,10 +1,11 @@
 """Snapshotters in processes of their own."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,10 +13,12 @@ DEMO: Final = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "copysna
 
 
 @contextlib.contextmanager
-def serving(socket: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process that serves on `socket`, until the end of the block."""
+def serving(
+    socket: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process that serves on `socket`, until the end of the block. `environment` is added to this one's."""
     socket.unlink(missing_ok=True)
-    process = subprocess.Popen([sys.executable, *arguments], cwd="/")
+    process = subprocess.Popen([sys.executable, *arguments], cwd="/", env={**os.environ, **(environment or {})})
     try:
         wait_for(socket, process)
         yield process
@@ -33,13 +36,17 @@ def wait_for(socket: Path, process: subprocess.Popen[bytes], seconds: float = 20
 
 
 def snapshotd(
-    base: Path, name: str = "overlayfs", *, config: Path | None = None
+    base: Path,
+    name: str = "overlayfs",
+    *,
+    config: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """A snapshotd on `base`/root with its socket in `base`."""
     arguments = ["-m", "snapshotd", "--root", str(base / "root"), "--state", str(base), "--snapshotter", name]
     if config is not None:
         arguments += ["--config", str(config)]
-    return serving(base / f"snapshotd-{name}.sock", *arguments)
+    return serving(base / f"snapshotd-{name}.sock", *arguments, environment=environment)
 
 
 def demo(base: Path) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
