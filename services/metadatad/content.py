@@ -41,6 +41,12 @@ from metadatad.records import Records, Transaction
 
 SMALL: Final = 64 * 1024
 """Blobs up to this size are read whole and kept in memory."""
+KEPT_BYTES: Final = 16 << 20
+"""Memory for the bytes of small blobs."""
+KEPT_INFOS: Final = 8 << 20
+"""Memory for records."""
+ENTRY: Final = 512
+"""Bytes that a kept value takes beside its own: key, digest, times, the map's entry."""
 PAGE: Final = 500
 """Blobs that a list holds in memory."""
 
@@ -70,8 +76,8 @@ class NamespacedContentStore:
         self._lane = lane
         self._started = now()
         self._settled = False
-        self._infos: Bounded[tuple[str, Digest], Info] = Bounded(16_384)
-        self._bytes: Bounded[Digest, bytes] = Bounded(16 * 1024 * 1024, weigh=len)
+        self._infos: Bounded[tuple[str, Digest], Info] = Bounded(KEPT_INFOS, weigh=_weight)
+        self._bytes: Bounded[Digest, bytes] = Bounded(KEPT_BYTES, weigh=lambda data: ENTRY + len(data))
         self._readers = OpenBlobs(self._load)
         self._descriptors = True
         self._store = Store(records=records, backend=backend, peer=peer, claims=claims, changed=self.changed)
@@ -369,6 +375,11 @@ class NamespacedContentStore:
         except NotFound:
             return None
         return info.size if total in (0, info.size) else None
+
+
+def _weight(info: Info) -> int:
+    """About the bytes that a record takes; labels may be millions."""
+    return ENTRY + sum(len(key) + len(value) + 128 for key, value in info.labels.items())
 
 
 class _Reader:
