@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
-from carina import context
+from carina import context, faults
 from carina import filters as filtering
 from carina import labels as label_rules
 from carina.aio.finish import finish
@@ -228,6 +228,12 @@ class LocalContentStore:
         await finish(self._abort(ref))
 
     async def _abort(self, ref: str) -> None:
+        await self._discard(ref)
+        faults.point("contentd.abort.removed")
+        # Whoever asked forgets the ingest now: a loss of power must not bring it back.
+        await self._flush.directory(self._layout.ingests)
+
+    async def _discard(self, ref: str) -> None:
         self._failures.pop(ref, None)
         holder = self._holders.get(ref)
         if holder is not None:
