@@ -62,16 +62,17 @@ class RecordedDisk:
     def cuts(self, seed: int, count: int, *, after: int = 0, before: int | None = None) -> Iterator["Cut"]:
         """Disks as they may be found after the power went at `count` moments between two marks, in their order."""
         chance = random.Random(seed)
-        base, record, image = (self._directory / name for name in ("base", "record", "image"))
+        base, record = self._directory / "base", self._directory / "record"
         replay = Replay(base, record, self._directory)
         try:
             end = self.mark() if before is None else before
             for turn, number in enumerate(replay.choose(chance, count, after=after, before=end)):
+                image = self._directory / f"image-{turn}"
                 position, waiting, kept = replay.cut(number, chance, image)
                 yield Cut(self, image, seed=seed, turn=turn, position=position, waiting=waiting, kept=kept)
+                image.unlink()
         finally:
             replay.close()
-            image.unlink(missing_ok=True)
 
     def ask(self, **request: str) -> None:
         assert self._keeper.stdin is not None

@@ -43,8 +43,9 @@ def main(directory: Path, size: int, kind: str) -> None:
     try:
         _open(directory, size, kind)
         print("ok", flush=True)
+        loops: dict[str, str] = {}
         for line in sys.stdin:
-            print(_answer(json.loads(line)), flush=True)
+            print(_answer(json.loads(line), loops), flush=True)
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"the disk can't be made: {error} {getattr(error, 'stderr', '')!r}", flush=True)
     finally:
@@ -76,15 +77,27 @@ def _open(directory: Path, size: int, kind: str) -> None:
     _run("sync", "--file-system", str(target))
 
 
-def _answer(request: dict[str, Any]) -> str:
+def _answer(request: dict[str, Any], loops: dict[str, str]) -> str:
     try:
         if "mount" in request:
-            _run("mount", "-o", "loop", request["mount"], request["at"])
+            _mount_image(request["mount"], request["at"], loops)
         else:
             _unmount(request["unmount"])
+            _run("losetup", "--detach", loops.pop(request["unmount"]))
     except subprocess.CalledProcessError as error:
         return f"{' '.join(error.cmd)}: {error.stderr.strip()}"
     return "ok"
+
+
+def _mount_image(image: str, target: str, loops: dict[str, str]) -> None:
+    """On a loop device of its own: `mount -o loop` would take one that the last cut had, with what that has cached."""
+    loop = _run("losetup", "--find", "--show", image)
+    try:
+        _run("mount", loop, target)
+    except BaseException:
+        _run("losetup", "--detach", loop)
+        raise
+    loops[target] = loop
 
 
 def _run(*command: str) -> str:
