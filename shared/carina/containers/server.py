@@ -18,6 +18,8 @@ from carina.api.containerd.services.containers.v1 import (
 from carina.api.google.protobuf import Empty
 from carina.containers import ContainerStore
 from carina.containers.client import from_wire, to_wire
+from carina.rpc.codec import Encoded
+from carina.rpc.lists import encoded
 
 
 class ContainersService(ContainersBase):
@@ -27,9 +29,11 @@ class ContainersService(ContainersBase):
     async def get(self, message: GetContainerRequest) -> GetContainerResponse:
         return GetContainerResponse(container=to_wire(await self._store.get(message.id)))
 
-    async def list(self, message: ListContainersRequest) -> ListContainersResponse:
+    async def list(self, message: ListContainersRequest) -> Encoded:  # type: ignore[override]  # what is sent
         found = await self._store.list(message.filters)
-        return ListContainersResponse(containers=[to_wire(container) for container in found])
+        return await encoded(
+            found, lambda some: ListContainersResponse(containers=[to_wire(container) for container in some])
+        )
 
     async def list_stream(self, message: ListContainersRequest) -> AsyncIterator[ListContainerMessage]:
         for container in await self._store.list(message.filters):

@@ -22,6 +22,7 @@ from carina.api.google.protobuf import Empty
 from carina.images import ImageStore
 from carina.images.client import descriptor_from_wire, descriptor_to_wire, from_wire, to_wire
 from carina.rpc.codec import Encoded
+from carina.rpc.lists import encoded
 
 _LIST: Final = "/containerd.services.images.v1.Images/List"
 
@@ -52,10 +53,9 @@ class ImagesService(ImagesBase):
         if not request.filters and isinstance(self._store, Listing):
             await stream.send_message(Encoded(await self._store.listing()))
         else:
-            await stream.send_message(await self.list(request))
-
-    async def list(self, message: ListImagesRequest) -> ListImagesResponse:
-        return ListImagesResponse(images=[to_wire(image) for image in await self._store.list(message.filters)])
+            found = await self._store.list(request.filters)
+            answer = await encoded(found, lambda some: ListImagesResponse(images=[to_wire(image) for image in some]))
+            await stream.send_message(answer)
 
     async def create(self, message: CreateImageRequest) -> CreateImageResponse:
         return CreateImageResponse(image=to_wire(await self._store.create(from_wire(message.image))))

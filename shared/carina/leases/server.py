@@ -15,6 +15,8 @@ from carina.api.containerd.services.leases.v1 import (
 from carina.api.google.protobuf import Empty
 from carina.leases import Lease, LeaseManager
 from carina.leases.client import resource_from_wire, resource_to_wire, to_wire
+from carina.rpc.codec import Encoded
+from carina.rpc.lists import encoded
 
 
 class LeasesService(LeasesBase):
@@ -29,8 +31,9 @@ class LeasesService(LeasesBase):
         await self._manager.delete(message.id, sync=message.sync)
         return Empty()
 
-    async def list(self, message: ListRequest) -> ListResponse:
-        return ListResponse(leases=[to_wire(lease) for lease in await self._manager.list(message.filters)])
+    async def list(self, message: ListRequest) -> Encoded:  # type: ignore[override]  # what is sent
+        found = await self._manager.list(message.filters)
+        return await encoded(found, lambda some: ListResponse(leases=[to_wire(lease) for lease in some]))
 
     async def add_resource(self, message: AddResourceRequest) -> Empty:
         await self._manager.add_resource(message.id, resource_from_wire(message.resource))
@@ -40,6 +43,8 @@ class LeasesService(LeasesBase):
         await self._manager.delete_resource(message.id, resource_from_wire(message.resource))
         return Empty()
 
-    async def list_resources(self, message: ListResourcesRequest) -> ListResourcesResponse:
+    async def list_resources(self, message: ListResourcesRequest) -> Encoded:  # type: ignore[override]  # what is sent
         found = await self._manager.resources(message.id)
-        return ListResourcesResponse(resources=[resource_to_wire(resource) for resource in found])
+        return await encoded(
+            found, lambda some: ListResourcesResponse(resources=[resource_to_wire(resource) for resource in some])
+        )

@@ -13,6 +13,8 @@ from carina.api.containerd.services.sandbox.v1 import (
     StoreUpdateRequest,
     StoreUpdateResponse,
 )
+from carina.rpc.codec import Encoded
+from carina.rpc.lists import encoded
 from carina.sandboxes import SandboxStore
 from carina.sandboxes.client import from_wire, to_wire
 
@@ -33,8 +35,9 @@ class SandboxesService(StoreBase):
         await self._store.delete(message.sandbox_id)
         return StoreDeleteResponse()
 
-    async def list(self, message: StoreListRequest) -> StoreListResponse:
-        return StoreListResponse(list=[to_wire(sandbox) for sandbox in await self._store.list(message.filters)])
+    async def list(self, message: StoreListRequest) -> Encoded:  # type: ignore[override]  # what is sent
+        found = await self._store.list(message.filters)
+        return await encoded(found, lambda some: StoreListResponse(list=[to_wire(sandbox) for sandbox in some]))
 
     async def get(self, message: StoreGetRequest) -> StoreGetResponse:
         return StoreGetResponse(sandbox=to_wire(await self._store.get(message.sandbox_id)))
