@@ -22,6 +22,7 @@ def address() -> Iterator[str]:
         yield address
 
 
+@pytest.mark.system
 class ContainerdSuite(SnapshotterSuite):
     """A containerd before 2.2 reads no parent at commit; some errors of its libraries have no class."""
 

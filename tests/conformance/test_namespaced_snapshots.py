@@ -53,6 +53,7 @@ def constellation() -> Iterator[Constellation]:
         yield running
 
 
+@pytest.mark.system
 class TestThroughGateway(SnapshotterSuite):
     renames_directories = False
     rebases = True
@@ -88,6 +89,7 @@ async def registry(plugin: Plugin) -> AsyncIterator[Registry]:
                 yield registry
 
 
+@pytest.mark.system
 class TestPluginThatHangsAndRestarts(SnapshotterSuite):
     renames_directories = False
     rebases = True

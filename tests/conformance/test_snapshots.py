@@ -50,6 +50,13 @@ def overlay_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def native_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    base = tmp_path_factory.mktemp("native")
+    with snapshotd(base, "native"):
+        yield base / "snapshotd-native.sock"
+
+
+@pytest.fixture(scope="module")
 def demo_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     base = tmp_path_factory.mktemp("demo")
     with demo(base):
@@ -97,6 +104,15 @@ class TestOverlayOverSocket(SnapshotterSuite):
     @pytest.fixture
     async def snapshotter(self, overlay_daemon: Path) -> AsyncIterator[Snapshotter]:
         async with remote(overlay_daemon) as snapshotter:
+            yield snapshotter
+
+
+class TestNativeOverSocket(SnapshotterSuite):
+    layers = 16
+
+    @pytest.fixture
+    async def snapshotter(self, native_daemon: Path) -> AsyncIterator[Snapshotter]:
+        async with remote(native_daemon) as snapshotter:
             yield snapshotter
 
 

@@ -80,6 +80,23 @@ def test_labels_map_ids_where_the_kernel_can(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+def test_a_volatile_overlay_is_mounted_for_a_moment_without_that(tmp_path: Path) -> None:
+    """Linux marks the scratch directory of a volatile mount, and refuses the next one: a look must not cost that."""
+    driver = Overlay(["volatile"])
+    driver.check(tmp_path)
+    for number in (1, 2):
+        directory, below = tmp_path / str(number), [tmp_path / "1"] if number == 2 else []
+        directory.mkdir()
+        driver.create(directory, kind=Kind.ACTIVE, parents=below, labels={})
+    mounts = driver.mounts(Chain(id=2, kind=Kind.ACTIVE, parents=(1,)), lambda number: str(tmp_path / str(number)))
+    assert "volatile" in mounts[0].options
+    for name in ("first", "second"):
+        with mounted(mounts) as tree:
+            (tree / name).touch()
+    assert sorted(os.listdir(tmp_path / "2" / "fs")) == ["first", "second"]
+
+
+@pytest.mark.root
 async def test_a_mapped_snapshot_is_written_with_mapped_owners(tmp_path: Path) -> None:
     """Its root, what it shows of its parent, and what is copied up."""
     async with open_snapshotter(tmp_path, Overlay(), Settings(durable=False)) as snapshotter:

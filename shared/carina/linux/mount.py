@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -143,7 +144,11 @@ def mount_points() -> list[str]:
 
 @contextlib.contextmanager
 def mounted(mounts: Sequence[Mount], *, parent: str | Path | None = None) -> Iterator[Path]:
-    """The tree of `mounts`, on a temporary directory (below `parent`) for the time of the block."""
+    """The tree of `mounts`, on a temporary directory (below `parent`) for the time of the block.
+
+    Overlays are mounted without `volatile`: Linux refuses to mount again what was mounted with it once.
+    """
+    mounts = [replace(mount, options=tuple(o for o in mount.options if o != "volatile")) for mount in mounts]
     directory = Path(tempfile.mkdtemp(prefix="carina-mount-", dir=parent))
     try:
         mount_all(mounts, directory)
