@@ -14,7 +14,7 @@ from carina.errors import AlreadyExists, InvalidArgument, NotFound
 from carina.filters import exact, matcher
 from carina.sqlite import now, to_time
 from carina.typed import Runtime
-from metadatad import edges, namespaces, rpc
+from metadatad import edges, masks, namespaces, rpc
 from metadatad.columns import (
     moment,
     pack,
@@ -105,27 +105,8 @@ class Containers:
 def _changed(old: Container, new: Container, fields: Sequence[str]) -> Container:
     if not fields:
         _check_immutable(old, new)
-    result = old
-    for field in fields or MUTABLE:
-        if field == "labels" or field.startswith("labels."):
-            result = replace(result, labels=labels.changed(result.labels, new.labels, [field]))
-        elif field.startswith("extensions."):
-            name = field.removeprefix("extensions.")
-            extensions = {key: value for key, value in result.extensions.items() if key != name}
-            if name in new.extensions:
-                extensions[name] = new.extensions[name]
-            result = replace(result, extensions=extensions)
-        elif field == "spec":
-            result = replace(result, spec=new.spec)
-        elif field == "extensions":
-            result = replace(result, extensions=new.extensions)
-        elif field == "image":
-            result = replace(result, image=new.image)
-        elif field == "snapshotkey":
-            result = replace(result, snapshot_key=new.snapshot_key)
-        else:
-            raise InvalidArgument(f"field {field!r} of container {old.id!r} can't be updated")
-    return result
+    whole = {"spec": "spec", "image": "image", "snapshotkey": "snapshot_key"}
+    return masks.changed(old, new, fields or MUTABLE, whole=whole, owner=f"container {old.id!r}")
 
 
 def _check_immutable(old: Container, new: Container) -> None:

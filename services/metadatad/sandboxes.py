@@ -14,7 +14,7 @@ from carina.sandboxes import Sandbox
 from carina.sandboxes.fields import fields as sandbox_fields
 from carina.sqlite import now, to_time
 from carina.typed import Runtime
-from metadatad import edges, namespaces
+from metadatad import edges, masks, namespaces
 from metadatad.columns import (
     moment,
     pack,
@@ -100,25 +100,8 @@ class Sandboxes:
 def _changed(old: Sandbox, new: Sandbox, fields: Sequence[str]) -> Sandbox:
     if not fields and (new.runtime.name if new.runtime else "") != (old.runtime.name if old.runtime else ""):
         raise InvalidArgument(f"the runtime of sandbox {old.id!r} is immutable")
-    result = old
-    for field in fields or MUTABLE:
-        if field == "labels" or field.startswith("labels."):
-            result = replace(result, labels=labels.changed(result.labels, new.labels, [field]))
-        elif field.startswith("extensions."):
-            name = field.removeprefix("extensions.")
-            extensions = {key: value for key, value in result.extensions.items() if key != name}
-            if name in new.extensions:
-                extensions[name] = new.extensions[name]
-            result = replace(result, extensions=extensions)
-        elif field == "spec":
-            result = replace(result, spec=new.spec)
-        elif field == "extensions":
-            result = replace(result, extensions=new.extensions)
-        elif field == "runtime":
-            result = replace(result, runtime=new.runtime)
-        else:
-            raise InvalidArgument(f"field {field!r} of sandbox {old.id!r} can't be updated")
-    return result
+    whole = {"spec": "spec", "runtime": "runtime"}
+    return masks.changed(old, new, fields or MUTABLE, whole=whole, owner=f"sandbox {old.id!r}")
 
 
 def _validate(sandbox: Sandbox) -> None:

@@ -12,13 +12,12 @@ from carina.api.containerd.services.containers.v1 import (
     ListContainersRequest,
     UpdateContainerRequest,
 )
-from carina.api.google.protobuf import Any as WireAny
 from carina.api.google.protobuf import FieldMask
 from carina.containers import Container
 from carina.errors import InvalidArgument, Unimplemented
-from carina.rpc.any import value_from_wire, value_to_wire
+from carina.rpc.any import value_from_wire, value_to_wire, values_from_wire, values_to_wire
 from carina.rpc.client import Channel
-from carina.typed import Runtime, TypedValue
+from carina.typed import Runtime
 
 
 def from_wire(wire: WireContainer | None) -> Container:
@@ -35,7 +34,7 @@ def from_wire(wire: WireContainer | None) -> Container:
         snapshot_key=wire.snapshot_key,
         created_at=wire.created_at,
         updated_at=wire.updated_at,
-        extensions={name: TypedValue(value.type_url, value.value) for name, value in wire.extensions.items()},
+        extensions=values_from_wire(wire.extensions),
         sandbox=wire.sandbox,
     )
 
@@ -52,9 +51,7 @@ def to_wire(container: Container) -> WireContainer:
         snapshot_key=container.snapshot_key,
         created_at=container.created_at,
         updated_at=container.updated_at,
-        extensions={
-            name: WireAny(type_url=value.type_url, value=value.value) for name, value in container.extensions.items()
-        },
+        extensions=values_to_wire(container.extensions),
         sandbox=container.sandbox,
     )
 

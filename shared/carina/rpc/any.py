@@ -1,6 +1,7 @@
 """`google.protobuf.Any`: to and from the domain, and what is inside, for showing it to people."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
 from functools import cache
@@ -31,6 +32,15 @@ def value_from_wire(wire: WireAny | None) -> TypedValue | None:
 
 def value_to_wire(value: TypedValue | None) -> WireAny | None:
     return None if value is None else WireAny(type_url=value.type_url, value=value.value)
+
+
+def values_from_wire(wires: Mapping[str, WireAny]) -> dict[str, TypedValue]:
+    """Extensions by name."""
+    return {name: TypedValue(wire.type_url, wire.value) for name, wire in wires.items()}
+
+
+def values_to_wire(values: Mapping[str, TypedValue]) -> dict[str, WireAny]:
+    return {name: WireAny(type_url=value.type_url, value=value.value) for name, value in values.items()}
 
 
 def describe(value: TypedValue) -> Any:

@@ -12,12 +12,11 @@ from carina.api.containerd.services.sandbox.v1 import (
 )
 from carina.api.containerd.types import Sandbox as WireSandbox
 from carina.api.containerd.types import SandboxRuntime
-from carina.api.google.protobuf import Any as WireAny
 from carina.errors import InvalidArgument
-from carina.rpc.any import value_from_wire, value_to_wire
+from carina.rpc.any import value_from_wire, value_to_wire, values_from_wire, values_to_wire
 from carina.rpc.client import Channel
 from carina.sandboxes import Sandbox
-from carina.typed import Runtime, TypedValue
+from carina.typed import Runtime
 
 
 def from_wire(wire: WireSandbox | None) -> Sandbox:
@@ -31,7 +30,7 @@ def from_wire(wire: WireSandbox | None) -> Sandbox:
         labels=dict(wire.labels),
         created_at=wire.created_at,
         updated_at=wire.updated_at,
-        extensions={name: TypedValue(value.type_url, value.value) for name, value in wire.extensions.items()},
+        extensions=values_from_wire(wire.extensions),
         sandboxer=wire.sandboxer,
     )
 
@@ -45,9 +44,7 @@ def to_wire(sandbox: Sandbox) -> WireSandbox:
         labels=dict(sandbox.labels),
         created_at=sandbox.created_at,
         updated_at=sandbox.updated_at,
-        extensions={
-            name: WireAny(type_url=value.type_url, value=value.value) for name, value in sandbox.extensions.items()
-        },
+        extensions=values_to_wire(sandbox.extensions),
         sandboxer=sandbox.sandboxer,
     )
 
