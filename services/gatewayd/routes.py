@@ -6,6 +6,7 @@ from typing import Final
 
 ROUTES: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "carina.backup.v1.Backup": "metadatad",
         "carina.check.v1.Check": "metadatad",
         "carina.content.v1.Lane": "metadatad",
         "carina.events.v1.Log": "metadatad",

@@ -4,16 +4,19 @@ import asyncio
 import contextlib
 import functools
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
 from carina.backends.server import PluginsService
+from carina.backup.server import BackupService
 from carina.check.server import CheckService
 from carina.config import socket_path
 from carina.containers.server import ContainersService
 from carina.content.server import ContentService
+from carina.errors import DataLoss
 from carina.events.server import EventsService, LogService
 from carina.gc.server import GCService
 from carina.images.server import ImagesService
@@ -26,9 +29,10 @@ from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
 from carina.sandboxes.server import SandboxesService
 from carina.snapshots.server import SnapshotsService
-from carina.sqlite import open_database
-from metadatad import rpc
+from carina.sqlite import Database, open_database
+from metadatad import backup, rpc
 from metadatad.backends import Registry, open_registry
+from metadatad.backup import DatabaseBackup
 from metadatad.check import Check
 from metadatad.collector import Collector
 from metadatad.config import Config
@@ -48,7 +52,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
     await in_thread(_make_directories, config.root, socket_path(config.address).parent)
     async with contextlib.AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_database(config.database, "metadatad"))
+        database = await stack.enter_async_context(_opened(config.database))
         exchange = await open_exchange(database, rpc.event_field)
         records = Records(database, deliver=exchange.deliver, limits=config.events)
         registry = await stack.enter_async_context(open_registry(records, config.constellation, config.backends))
@@ -94,9 +98,25 @@ def backend_handlers(records: Records, registry: Registry, collector: Collector)
         TokenLaneService(registry.content),
         SnapshotsService(registry.snapshotter),
         PluginsService(registry),
+        BackupService(DatabaseBackup(records.database.path)),
         CheckService(Check(records, registry)),
         GCService(collector, Explainer(records, registry.snapshotter)),
     ]
+
+
+@contextlib.asynccontextmanager
+async def _opened(path: Path) -> AsyncIterator[Database]:
+    """Whoever finds the database damaged is told how to go on."""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            database = await stack.enter_async_context(open_database(path, "metadatad"))
+        except DataLoss as error:
+            raise DataLoss(
+                f"{error}: nothing was changed; go on with `carina metadata restore FILE`, from a backup, "
+                "or `carina metadata rebuild`, from the stores"
+            ) from error
+        await in_thread(backup.remove_leftovers, path)
+        yield database
 
 
 def _health(listener: Listener, collector: Collector, name: str, serving: bool) -> None:

@@ -12,6 +12,8 @@ from support import image
 from support.constellation import BIN, Constellation, Result
 from support.registry import Registry
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Constellation]:

@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "gc": "carina.cli.gc:gc",
     "usage": "carina.cli.usage:usage",
     "check": "carina.cli.check:check",
+    "metadata": "carina.cli.metadata:metadata",
 }
 ALIASES: Final = {"i": "images", "image": "images", "c": "containers", "container": "containers"} | {
     "t": "tasks",

@@ -4,8 +4,9 @@ Concurrent writers are committed together: the thread takes what is queued, runs
 commits once. A function that fails is rolled back alone.
 """
 
+import asyncio
 import contextlib
-import fcntl
+import logging
 import os
 import sqlite3
 from collections import deque
@@ -15,14 +16,17 @@ from typing import Any, Final, Generic, Self, TypeVar, cast
 
 import aiosqlite
 
-from carina.errors import FailedPrecondition, Internal
-from carina.sqlite import faults
+from carina.errors import DataLoss, Internal
+from carina.sqlite import faults, integrity, ownership
 from carina.sqlite.migrations import apply, migrations
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 BUSY_SECONDS: Final = 5.0
 """How long a statement waits for a lock that another process holds (a backup, a shell)."""
+CHECK_SECONDS: Final = 5.0
+"""How long a database is checked when it is opened."""
 GROUP: Final = 64
 """Write functions committed together at the most."""
 
@@ -166,6 +170,17 @@ def _transact(connection: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> None
         raise
 
 
+def _claim(path: Path, claimed: list[int]) -> None:
+    """Before SQLite makes a file where there is none."""
+    claimed.append(ownership.claim(path))
+    ownership.must_be_there(path, claimed[0])
+
+
+def _release(claimed: list[int]) -> None:
+    for descriptor in claimed:
+        os.close(descriptor)
+
+
 def _connect(path: Path) -> _Connection:
     def connector() -> sqlite3.Connection:
         return sqlite3.connect(path, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=256)
@@ -184,21 +199,14 @@ def _configure(connection: sqlite3.Connection, *, read_only: bool) -> None:
 
 def _prepare(connection: sqlite3.Connection, schema: str | Sequence[str], name: str) -> None:
     _configure(connection, read_only=False)
-    found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
-    if found != ["ok"]:
-        raise sqlite3.DatabaseError("; ".join(found))
-    apply(connection, migrations(schema) if isinstance(schema, str) else schema, name=name)
-
-
-def _lock(path: Path) -> int:
-    """Claim the database for this process, until the descriptor is closed."""
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise FailedPrecondition(f"database {path} is in use by another process") from None
-    return descriptor
+        problems = integrity.quick(connection, seconds=CHECK_SECONDS)
+    except integrity.Interrupted:
+        problems = []
+        log.warning("database %s is large: only a part was checked in %g s", name, CHECK_SECONDS)
+    if problems:
+        raise DataLoss(f"database {name} is damaged ({'; '.join(problems)})")
+    apply(connection, migrations(schema) if isinstance(schema, str) else schema, name=name)
 
 
 @contextlib.asynccontextmanager
@@ -209,14 +217,17 @@ async def open_database(path: Path, schema: str | Sequence[str], *, readers: int
 
     Raises:
         FailedPrecondition: another process has it open, or a newer version of the program has used it.
-        DataLoss: it is damaged.
-        Unavailable: it can't be opened.
+        DataLoss: it is damaged, or gone although there was one.
+        Unavailable, ResourceExhausted: it can't be opened.
     """
     async with contextlib.AsyncExitStack() as stack:
         try:
+            claimed: list[int] = []
+            stack.callback(_release, claimed)
+            await asyncio.to_thread(_claim, path, claimed)
             writer = await stack.enter_async_context(_connect(path))
-            stack.callback(os.close, await writer.run(lambda connection: _lock(path)))
             await writer.run(lambda connection: _prepare(connection, schema, str(path)))
+            await writer.run(lambda connection: ownership.mark(path, claimed[0]))
             pool = [await stack.enter_async_context(_connect(path)) for _ in range(readers)]
             for reader in pool:
                 await reader.run(lambda connection: _configure(connection, read_only=True))

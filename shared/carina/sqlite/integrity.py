@@ -17,7 +17,7 @@ class Interrupted(Exception):
 def problems(path: Path) -> list[str]:
     """What is wrong with the database at `path`: everything is looked at, indexes and foreign keys too."""
     try:
-        connection = sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, isolation_level=None, timeout=5.0)
+        connection = read_only(path)
     except sqlite3.Error as error:
         return [str(error)]
     try:
@@ -47,6 +47,10 @@ def quick(connection: sqlite3.Connection, *, seconds: float) -> list[str]:
         raise
     finally:
         connection.set_progress_handler(None, 0)
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{_quoted(path)}?mode=ro", uri=True, isolation_level=None, timeout=5.0)
 
 
 def _quoted(path: Path) -> str:
