@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -68,16 +69,16 @@ def test_killed_at_every_statement(tmp_path: Path, service: str) -> None:
 def test_rows_survive_a_kill(tmp_path: Path) -> None:
     """What a database of the first version holds is there, once, whichever statement of an upgrade is the last."""
     scripts = migrations("metadatad")
-    total = sum(len(list(statements(script))) for script in scripts[1:])
-    for number in range(1, total + 1):
-        path = tmp_path / f"database-{number}"
-        migrate(path, scripts[:1])
-        with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("INSERT INTO namespaces (name) VALUES ('one')")
-            connection.execute(
-                "INSERT INTO snapshots (namespace, snapshotter, key, backend_key, kind, created_at, updated_at)"
-                " VALUES ('one', 'native', 'key', 'one/1/key', 3, 1, 1)"
-            )
+    first = tmp_path / "first"
+    migrate(first, scripts[:1])
+    with contextlib.closing(sqlite3.connect(first)) as connection, connection:
+        connection.execute("INSERT INTO namespaces (name) VALUES ('one')")
+        connection.execute(
+            "INSERT INTO snapshots (namespace, snapshotter, key, backend_key, kind, created_at, updated_at)"
+            " VALUES ('one', 'native', 'key', 'one/1/key', 3, 1, 1)"
+        )
+    for number in range(1, sum(len(list(statements(script))) for script in scripts[1:]) + 1):
+        path = Path(shutil.copy(first, tmp_path / f"database-{number}"))
         assert migrate_and_die(path, scripts, f"sqlite.migration.step:{number}") == -signal.SIGKILL
         migrate(path, scripts)
         with contextlib.closing(sqlite3.connect(path)) as connection:
