@@ -50,11 +50,13 @@ class SnapshotCheck:
         self._run = run
         self._side = side
         self._type = f"snapshot/{side.name}"
+        self._orphans: list[str] = []
 
     async def check(self) -> None:
         names, suspects = await self._list()
         for name in suspects.names:
             await self._look_again(name)
+        await self._tell_orphans()
         await self._run.too_many(self._side.peer.name, suspects)
         await self._records(names)
         await self._intents()
@@ -106,7 +108,7 @@ class SnapshotCheck:
         if before != after or busy or await self._is_target(info):
             return
         if not rows:
-            await self._orphan(name)
+            self._orphans.append(name)
         for row in rows:
             if row.differs(info):
                 await self._run.report(
@@ -133,26 +135,34 @@ class SnapshotCheck:
         intents = await self._run.records.read(lambda c: snaprows.intents(c, self._side.name))
         return any(intent.labels.get(labels.SNAPSHOT_REF) == target for intent in intents)
 
-    async def _orphan(self, name: str) -> None:
-        done, settled = "", False
-        if self._run.options.repair and self._run.options.remove_orphans:
-            if self._side.own:
-                await self._run.records.database.write(lambda c: tombstones.bury_snapshot(c, self._side.name, name))
-                await self._side.remover.run()
+    async def _tell_orphans(self) -> None:
+        """All of them are to be removed before one pass over them, which takes children first."""
+        removing = self._run.options.repair and self._run.options.remove_orphans
+        if removing and self._side.own and self._orphans:
+
+            def bury(connection: sqlite3.Connection) -> None:
+                for name in self._orphans:
+                    tombstones.bury_snapshot(connection, self._side.name, name)
+
+            await self._run.records.database.write(bury)
+            await self._side.remover.run()
+        for name in self._orphans:
+            done, settled = "", False
+            if removing and self._side.own:
                 settled = not await self._exists(name)
                 done = "removed" if settled else "to be removed when nothing stands on it any more"
-            else:
+            elif removing:
                 done = f"left alone: {NOT_OURS}"
-        await self._run.report(
-            Finding(
-                kind="orphaned",
-                type=self._type,
-                id=name,
-                detail=f"{self._side.peer.name} has it, and no namespace has recorded it",
-                done=done,
-                settled=settled,
+            await self._run.report(
+                Finding(
+                    kind="orphaned",
+                    type=self._type,
+                    id=name,
+                    detail=f"{self._side.peer.name} has it, and no namespace has recorded it",
+                    done=done,
+                    settled=settled,
+                )
             )
-        )
 
     async def _records(self, names: Names) -> None:
         after = ("", "")

@@ -341,3 +341,15 @@ def test_names() -> None:
         assert f"name {number}" in names
     assert "name 1000" not in names
     assert len(names) == 1000
+
+
+async def test_a_stack_of_orphans_goes_at_once(there: View) -> None:
+    """Snapshots that stand on one another and that nothing records are removed by one repair."""
+    below = ""
+    for number in range(3):
+        await there.trees.prepare(f"make {number}", below)
+        below = f"layer {number}"
+        await there.trees.commit(below, f"make {number}")
+    findings, _, _ = await checked(there, repair=True, remove_orphans=True)
+    assert [(found.id, found.settled) for found in findings] == [(f"layer {number}", True) for number in range(3)]
+    assert await there.trees_there() == set()
