@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +17,28 @@ SERVICES = ("metadatad", "snapshotd", "taskd")
 STEPS = ("sqlite.migration.step", "sqlite.migration.applied", "sqlite.migration.committed")
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """Without syncing, which a kill is no reason for: the page cache stays."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        yield connection
+
+
 def schema(path: Path) -> list[tuple[str, str | None]]:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
+    with opened(path) as connection:
         return sorted(connection.execute("SELECT name, sql FROM sqlite_master"), key=lambda row: row[0])
 
 
 def version(path: Path) -> int:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
+    with opened(path) as connection:
         found: int = connection.execute("PRAGMA user_version").fetchone()[0]
         return found
 
 
 def migrate(path: Path, scripts: list[str]) -> None:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with opened(path) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = OFF")  # a kill does not empty the page cache
         apply(connection, scripts, name=str(path))
 
 
@@ -71,7 +79,7 @@ def test_rows_survive_a_kill(tmp_path: Path) -> None:
     scripts = migrations("metadatad")
     first = tmp_path / "first"
     migrate(first, scripts[:1])
-    with contextlib.closing(sqlite3.connect(first)) as connection, connection:
+    with opened(first) as connection:
         connection.execute("INSERT INTO namespaces (name) VALUES ('one')")
         connection.execute(
             "INSERT INTO snapshots (namespace, snapshotter, key, backend_key, kind, created_at, updated_at)"
@@ -81,5 +89,5 @@ def test_rows_survive_a_kill(tmp_path: Path) -> None:
         path = Path(shutil.copy(first, tmp_path / f"database-{number}"))
         assert migrate_and_die(path, scripts, f"sqlite.migration.step:{number}") == -signal.SIGKILL
         migrate(path, scripts)
-        with contextlib.closing(sqlite3.connect(path)) as connection:
+        with opened(path) as connection:
             assert connection.execute("SELECT key, backend_key FROM snapshots").fetchall() == [("key", "one/1/key")]
