@@ -168,15 +168,11 @@ class LocalSnapshotter:
             temporary.mkdir(mode=0o700)
             below = [self._directories.place(parent) for parent in parents]
             self._driver.create(temporary, kind=info.kind, parents=below, labels=info.labels)
-            if self._settings.durable and self._driver.copies and below:
-                sync_filesystem(temporary)
-            elif self._settings.durable:
-                sync_directory(temporary)
             faults.point("snapshotd.prepare.filled")
             temporary.rename(place)
             faults.point("snapshotd.prepare.placed")
             if self._settings.durable:
-                sync_directory(place.parent)
+                _sync_new(place, copied=self._driver.copies and bool(below))
         except OSError as error:
             raise translated(error, f"making the directory of snapshot {info.name}") from error
 
@@ -229,6 +225,15 @@ def _sync(path: Path) -> None:
         sync_filesystem(path)
     except OSError as error:
         raise translated(error, f"writing {path} to the disk") from error
+
+
+def _sync_new(place: Path, *, copied: bool) -> None:
+    """After the rename, and before the row: a journal is committed once for the names in both directories."""
+    if copied:
+        sync_filesystem(place)
+        return
+    sync_directory(place)
+    sync_directory(place.parent)
 
 
 def _make_directories(root: Path) -> Path:
