@@ -22,6 +22,20 @@ def ordered(resources: object) -> list[tuple[str, str]]:
     return sorted((one.type, one.id) for one in resources)  # type: ignore[attr-defined]  # of any sequence
 
 
+CANNOT_BE = [
+    Resource(type="content/x", id=BLOB.id),
+    Resource(type="ingests/x", id="x"),
+    Resource(type="snapshots", id="x"),
+    Resource(type="snapshots/a/b", id="x"),
+    Resource(type="content", id="no digest"),
+    Resource(type="content", id="sha256:abc"),
+    Resource(type="content", id=""),
+]
+
+
+UNKNOWN_TYPES = ["leases", "containers", "files", ""]
+
+
 class LeaseSuite(Suite):
     async def test_created_is_listed(self, metadata: Services) -> None:
         """A created lease has its id, labels and time."""
@@ -99,33 +113,22 @@ class LeaseSuite(Suite):
         await metadata.leases.delete_resource("l", IMAGE)
         assert await metadata.leases.resources("l") == []
 
-    @pytest.mark.parametrize(
-        "bad",
-        [
-            Resource(type="content/x", id=BLOB.id),
-            Resource(type="ingests/x", id="x"),
-            Resource(type="snapshots", id="x"),
-            Resource(type="snapshots/a/b", id="x"),
-            Resource(type="content", id="no digest"),
-            Resource(type="content", id="sha256:abc"),
-            Resource(type="content", id=""),
-        ],
-    )
-    async def test_resource_that_cannot_be(self, metadata: Services, bad: Resource) -> None:
+    async def test_resource_that_cannot_be(self, metadata: Services) -> None:
         """A type in a wrong form and content that is no digest are refused, to add and to take away."""
         await metadata.leases.create(Lease(id="l"))
-        with pytest.raises(InvalidArgument):
-            await metadata.leases.add_resource("l", bad)
-        with pytest.raises(InvalidArgument):
-            await metadata.leases.delete_resource("l", bad)
-        assert await metadata.leases.resources("l") == []
+        for bad in CANNOT_BE:
+            with pytest.raises(InvalidArgument):
+                await metadata.leases.add_resource("l", bad)
+            with pytest.raises(InvalidArgument):
+                await metadata.leases.delete_resource("l", bad)
+            assert await metadata.leases.resources("l") == []
 
-    @pytest.mark.parametrize("type", ["leases", "containers", "files", ""])
-    async def test_unknown_type(self, metadata: Services, type: str) -> None:
+    async def test_unknown_type(self, metadata: Services) -> None:
         """A type that a lease does not hold is not implemented."""
         await metadata.leases.create(Lease(id="l"))
-        with pytest.raises(Unimplemented):
-            await metadata.leases.add_resource("l", Resource(type=type, id="x"))
+        for type in UNKNOWN_TYPES:
+            with pytest.raises(Unimplemented):
+                await metadata.leases.add_resource("l", Resource(type=type, id="x"))
 
     async def test_unknown_lease(self, metadata: Services) -> None:
         """Everything about a lease that is not there is NotFound, whatever the resource."""

@@ -20,6 +20,9 @@ COUNT = itertools.count()
 CONTAINER = Container(id="c", runtime=Runtime(name="r"), spec=TypedValue("spec", b"{}"))
 
 
+NO_NAMES = ["", "-a", "a/b", "a..", "a" * 77, "ä", "a b", ".", ".."]
+
+
 class NamespaceSuite(Suite):
     @pytest.fixture
     def name(self) -> str:
@@ -46,11 +49,11 @@ class NamespaceSuite(Suite):
             await metadata.namespaces.create(Namespace(name=name))
         assert (await metadata.namespaces.get(name)).labels == {"k": "v"}
 
-    @pytest.mark.parametrize("name", ["", "-a", "a/b", "a..", "a" * 77, "ä", "a b", ".", ".."])
-    async def test_name_is_an_identifier(self, metadata: Services, name: str) -> None:
+    async def test_name_is_an_identifier(self, metadata: Services) -> None:
         """A name that is no identifier is refused."""
-        with pytest.raises(InvalidArgument):
-            await metadata.namespaces.create(Namespace(name=name))
+        for name in NO_NAMES:
+            with pytest.raises(InvalidArgument):
+                await metadata.namespaces.create(Namespace(name=name))
 
     async def test_names_that_can_be(self, metadata: Services, name: str) -> None:
         """Letters, digits, and single separators between them make a name, up to 76 characters."""
