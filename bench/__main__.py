@@ -1,4 +1,4 @@
-"""Measure, print, and write bench/latest.json: `python -m bench [NAME...]`."""
+"""Measure, print, and write bench/latest.json: `python -m bench [NAME...]`, `python -m bench store [OPTION...]`."""
 
 import json
 import os
@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import peers
-from bench.peers import Carina, Containerd, Peer, timed
+from bench.peers import Carina, Containerd, Peer, command, timed
 from bench.snapshots import snapshots
+from bench.store import store
 from bench.unpack import unpacking
 from support import image
 from support.constellation import BIN, Constellation
@@ -34,10 +35,13 @@ class Report:
         shown = f"{theirs:10.1f}  {ratio:6.2f}" if theirs and ratio else f"{'-':>10}  {'-':>6}"
         print(f"{what:58} {unit:4} {ours:10.1f} {shown}", flush=True)
 
-
-def command(peer: Peer, *arguments: str) -> None:
-    full = ["ctr", "--address", str(peer.socket), "--namespace", peer.namespace, *arguments]
-    subprocess.run(full, capture_output=True, check=True, timeout=300)
+    def save(self) -> None:
+        """Write the figures in place of earlier ones of the same names; what was not measured now stays."""
+        path = HERE / "latest.json"
+        measured = {row["what"]: row for row in self.rows}
+        before = json.loads(path.read_text()) if path.exists() else []
+        rows = [measured.pop(row["what"], row) for row in before]
+        path.write_text(json.dumps([*rows, *measured.values()], indent=2) + "\n")
 
 
 def alternating(ours: Callable[[], object], theirs: Callable[[], object], runs: int = RUNS) -> tuple[float, float]:
@@ -156,6 +160,17 @@ def main() -> None:
     wanted = set(sys.argv[1:])
     report = Report()
     print(f"{'':58} {'unit':4} {'carina':>10} {'containerd':>10}  {'ratio':>6}")
+    if sys.argv[1:2] == ["store"]:
+        store(report, sys.argv[2:])
+    else:
+        parts_of_one(report, wanted)
+        if not wanted:
+            store(report, [])
+    report.save()
+
+
+def parts_of_one(report: Report, wanted: set[str]) -> None:
+    """Everything that is measured at one constellation and one containerd, or some of it."""
     with (
         Constellation(namespace=Carina.namespace) as constellation,
         peers.containerd() as containerd,
@@ -174,7 +189,6 @@ def main() -> None:
             if not wanted or name in wanted:
                 part()
         report.add("memory, after the work (PSS)", "MiB", peers.pss(carina.pids()), peers.pss(containerd.pids()))
-    (HERE / "latest.json").write_text(json.dumps(report.rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
