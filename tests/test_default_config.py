@@ -18,7 +18,7 @@ from carina.config import Config, load
 from carina.errors import InvalidArgument
 
 FILE = Path(__file__).resolve().parent.parent / "deploy" / "config.toml"
-WITHOUT_DEFAULT = {"gateway": {"group"}}
+WITHOUT_DEFAULT = {"gateway": {"group"}, "images": {"stream_processors"}}
 """Settings whose default is that there is none: the file shows them as examples."""
 SERVICES = {
     "content": contentd.config.read,

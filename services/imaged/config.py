@@ -7,6 +7,18 @@ default_snapshotter = "overlayfs"
 attempts = 5                              # how often something transient is tried
 connect_timeout = 15                      # seconds
 stall_timeout = 60                        # seconds without a byte from a registry
+sync_fs = true                            # flush a layer to disk before its snapshot is committed
+max_layer_bytes = 1099511627776           # of an unpacked layer; 0: no limit, as for the following
+max_layer_entries = 20000000
+max_layer_ratio = 500                     # unpacked bytes for each compressed one, of layers from 8 GiB up
+max_layer_memory = 1073741824             # of the process that applies it
+
+[images.stream_processors.ID]             # containerd's: a program that makes layers of layers
+accepts = ["MEDIA TYPE"]
+returns = "MEDIA TYPE"
+path = "PROGRAM"
+args = []
+env = []
 """
 
 from collections.abc import Mapping
@@ -16,8 +28,16 @@ from typing import Any, Final, Self
 
 from carina.config import Config as Whole
 from carina.errors import InvalidArgument
+from carina.layer import Limits
+from imaged.processors import StreamProcessor, stream_processors
 
 DEFAULT_CONFIG_PATH: Final = Path("/etc/carina/certs.d")
+_LIMITS: Final = {
+    "max_layer_bytes": "bytes",
+    "max_layer_entries": "entries",
+    "max_layer_ratio": "ratio",
+    "max_layer_memory": "memory",
+}
 _KEYS: Final = frozenset(
     (
         "config_path",
@@ -26,6 +46,9 @@ _KEYS: Final = frozenset(
         "attempts",
         "connect_timeout",
         "stall_timeout",
+        "stream_processors",
+        "sync_fs",
+        *_LIMITS,
     )
 )
 
@@ -45,6 +68,9 @@ class Config:
     attempts: int = 5
     connect_timeout: float = 15.0
     stall_timeout: float = 60.0
+    sync_fs: bool = True
+    limits: Limits = field(default_factory=Limits)
+    stream_processors: tuple[StreamProcessor, ...] = ()
 
     @classmethod
     def of(cls, whole: Whole) -> Self:
@@ -64,7 +90,26 @@ class Config:
             attempts=int(_number(table, "attempts", 5, least=1, most=100)),
             connect_timeout=_number(table, "connect_timeout", 15.0, least=0.1, most=3600),
             stall_timeout=_number(table, "stall_timeout", 60.0, least=0.1, most=3600),
+            sync_fs=_flag(table, "sync_fs", default=True),
+            limits=_limits(table),
+            stream_processors=stream_processors(table.get("stream_processors", {})),
         )
+
+
+def _limits(table: Mapping[str, Any]) -> Limits:
+    default = Limits()
+    found = {
+        field: int(_number(table, key, getattr(default, field), least=0, most=1 << 62))
+        for key, field in _LIMITS.items()
+    }
+    return default._replace(**found)
+
+
+def _flag(table: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = table.get(key, default)
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"images.{key} must be true or false")
+    return value
 
 
 def _number(table: Mapping[str, Any], key: str, default: float, *, least: float, most: float) -> float:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from carina.diff.client import RemoteDiffer
 from carina.diff.server import DiffService
 from carina.errors import CarinaError
 from carina.images.client import RemoteImageStore
+from carina.introspection.client import RemoteIntrospection
 from carina.leases.client import RemoteLeaseManager
 from carina.namespaces.client import RemoteNamespaceStore
 from carina.rpc.client import Channel, connect
@@ -47,7 +48,8 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             for name, address in config.differs.items()
         }
         content = RemoteContentStore(metadata)
-        differ = Differs(LocalDiffer(content, scratch=scratch), external)
+        own = LocalDiffer(content, scratch=scratch, limits=config.limits, processors=config.stream_processors)
+        differ = Differs(own, external)
         transfers = Transfers(
             Stores(
                 content=content,
@@ -57,6 +59,8 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
                 differ=differ,
                 default_snapshotter=config.default_snapshotter,
                 downloads=config.max_concurrent_downloads,
+                capabilities=_capabilities(metadata),
+                sync_fs=config.sync_fs,
             ),
             config_path=config.config_path,
             retry=Retry(attempts=config.attempts),
@@ -83,6 +87,18 @@ def _scratch(root: Path) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(mode=0o700)
     return scratch
+
+
+def _capabilities(metadata: Channel) -> Callable[[str], Awaitable[Sequence[str]]]:
+    plugins = RemoteIntrospection(metadata)
+
+    async def capabilities(snapshotter: str) -> Sequence[str]:
+        """As the snapshotter states them now: a plugin may be another program than the last time."""
+        with context.deadline(PROBE_SECONDS):
+            found = await plugins.plugins([f"type==io.containerd.snapshotter.v1,id=={snapshotter}"])
+        return [capability for plugin in found if not plugin.error for capability in plugin.capabilities]
+
+    return capabilities
 
 
 @contextlib.asynccontextmanager

@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
@@ -23,10 +24,11 @@ from carina.descriptor import Descriptor
 from carina.errors import AlreadyExists, CarinaError, Unimplemented
 from carina.labels import UNCOMPRESSED
 from carina.layer import Limits
-from carina.layer.compression import OCI_LAYER_GZIP, of_media_type, of_output
+from carina.layer.compression import OCI_LAYER_GZIP, of_output
 from carina.layer.process import Written, apply, diff
 from carina.linux.errnos import translated
 from carina.mount import Mount
+from imaged.processors import StreamProcessor, chain, run
 
 CALL_SECONDS: Final = 30.0
 """For one call to the store."""
@@ -39,16 +41,29 @@ class LocalDiffer:
     """`carina.diff.Differ` on this machine, with the content of `store`. `scratch` is a directory of its own."""
 
     def __init__(
-        self, store: ContentStore, *, scratch: Path, limits: Limits | None = None, parallel: int | None = None
+        self,
+        store: ContentStore,
+        *,
+        scratch: Path,
+        limits: Limits | None = None,
+        parallel: int | None = None,
+        processors: Sequence[StreamProcessor] = (),
     ) -> None:
         self._store = store
         self._scratch = scratch
         self._limits = limits or Limits()
+        self._processors = processors
         self._turns = asyncio.Semaphore(parallel or os.cpu_count() or 1)
 
     async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = True) -> Descriptor:
-        of_media_type(layer.media_type)
-        async with self._turns, self._blob(layer) as blob:
+        steps = chain(self._processors, layer.media_type)
+        async with self._turns, self._blob(layer) as blob, contextlib.AsyncExitStack() as stack:
+            for step in steps:
+                result = await in_thread(_nameless, self._scratch)
+                stack.callback(os.close, result)
+                limit = self._limits.bytes
+                await run(step, media_type=layer.media_type, source=blob, target=result, limit=limit)
+                blob, layer = result, replace(layer, media_type=step.returns)
             return await apply(blob, layer, mounts, sync_fs=sync_fs, limits=self._limits)
 
     async def diff(

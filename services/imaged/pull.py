@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -51,6 +51,10 @@ class Stores:
     leases: LeaseManager | None = None
     default_snapshotter: str = "overlayfs"
     locks: KeyedLock = field(default_factory=KeyedLock)
+    capabilities: Callable[[str], Awaitable[Sequence[str]]] | None = None
+    """Of a snapshotter, by name. Without it, layers are unpacked one after the other."""
+    sync_fs: bool = True
+    """Flush each layer to disk before its snapshot is committed."""
     downloads: int = 4
     """Connections to a registry that one pull keeps busy."""
 
@@ -126,6 +130,8 @@ def unpacker(stores: Stores, name: str, tracker: Tracker) -> Unpacker:
         store=stores.content,
         locks=stores.locks,
         tracker=tracker,
+        capabilities=stores.capabilities,
+        sync_fs=stores.sync_fs,
     )
 
 

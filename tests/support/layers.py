@@ -1,5 +1,6 @@
 """Layers built entry by entry, and two ways to apply them: in this process, without confinement, and by a worker."""
 
+import errno
 import gzip
 import os
 import tarfile
@@ -67,6 +68,9 @@ class Direct:
 
     def inherit(self, descriptor: int, path: bytes) -> None:
         pass
+
+    def copy(self, descriptor: int, path: bytes) -> None:
+        raise FileNotFoundError(errno.ENOENT, "no layers are below")
 
 
 def apply_here(archive: bytes, root: Path, *, overlay: bool = False, limits: Limits | None = None) -> None:

@@ -10,7 +10,15 @@
 Everything but `process` runs in the worker and stays cheap to import.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+IMPLIED: Final = "carina.layer.implied-directories"
+"""Annotation of what `apply` returns: the directories, as a list in JSON, that were made though no entry describes them
+and nothing below told how.
+
+Only where a layer is applied in overlay form without lower directories, to be put on its parent later:
+`carina.layer.process.inherit` does then what could not be done before.
+"""
 
 
 class Limits(NamedTuple):

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from carina.errors import InvalidArgument, PermissionDenied, ResourceExhausted
+from carina.errors import FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted
 from carina.layer import Limits
 from carina.layer.tar import Entry, Reader, shown
 from carina.layer.tree import Directory, Tree
@@ -42,6 +42,13 @@ class Privileges(Protocol):
     def inherit(self, descriptor: int, path: bytes) -> None:
         """Give a directory that no entry described the owner, mode and attributes it has in the layers below."""
 
+    def copy(self, descriptor: int, path: bytes) -> None:
+        """Copy the file that the layers below have at `path` into this directory.
+
+        Raises:
+            OSError: ENOENT if they have none, ENOLINK if there are no layers.
+        """
+
 
 class Applier:
     """Applies one layer to the tree below the descriptor `root`."""
@@ -52,6 +59,8 @@ class Applier:
         self._limits = limits
         self._tree = Tree(root, made=self._implied)
         self._times: dict[bytes, int] = {}
+        self.implied: dict[bytes, None] = {}
+        """Of overlay form: directories that no entry described."""
         self._unpacked: set[tuple[int, bytes]] = set()
         """In plain form: what this layer brought, as inode of the directory and name. An opaque mark spares it."""
 
@@ -98,6 +107,7 @@ class Applier:
         elif kind == "5":
             self._directory(entry, path=path, base=base)
             self._times[name] = entry.mtime
+            self.implied.pop(name, None)
             return
         elif kind == "1":
             self._hard_link(entry, path=path, base=base)
@@ -172,6 +182,12 @@ class Applier:
         here, there = self._both(path, source)
         try:
             os.link(name, base, src_dir_fd=there.descriptor, dst_dir_fd=here.descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            if not self._overlay:
+                raise
+            self._copy_up(entry, source, name)
+            here, there = self._both(path, source)
+            os.link(name, base, src_dir_fd=there.descriptor, dst_dir_fd=here.descriptor, follow_symlinks=False)
         except FileExistsError:
             if here.inode == there.inode and name == base:
                 raise InvalidArgument(f"{shown(entry.name)} in the layer is a hard link to itself") from None
@@ -182,8 +198,19 @@ class Applier:
     def _both(self, path: bytes, source: bytes) -> tuple[Directory, Directory]:
         # Opening the one may close the other if that is the oldest; asked for again, it is not.
         self._tree.directory(path)
-        there = self._tree.directory(source, make=False)
+        there = self._tree.directory(source, make=self._overlay)
         return self._tree.directory(path), there
+
+    def _copy_up(self, entry: Entry, path: bytes, name: bytes) -> None:
+        """Have a file of the layers below in this one too, so that it can be linked to."""
+        try:
+            self._privileges.copy(self._tree.directory(path).descriptor, path + b"/" + name if path else name)
+        except OSError as error:
+            if error.errno == errno.ENOLINK:
+                raise FailedPrecondition(
+                    f"{shown(entry.name)} in the layer is a hard link into the layers below, which are not there"
+                ) from error
+            raise
 
     def _other(self, entry: Entry, *, path: bytes, base: bytes) -> None:
         """A symbolic link, device or FIFO: nothing that could be opened to work on."""
@@ -243,6 +270,7 @@ class Applier:
         if covered:
             self._privileges.make_opaque(descriptor)
         elif self._overlay:
+            self.implied[path] = None
             self._privileges.inherit(descriptor, path)
 
     def _set_attributes(self, descriptor: int, attributes: list[tuple[bytes, bytes]]) -> None:

@@ -6,6 +6,7 @@ the answer is an errno, 0 for success. The worker's last message is its result.
     attribute NAME\\0VALUE    set an attribute that takes CAP_SYS_ADMIN; never one of overlayfs
     opaque                   make a directory of an overlay's upper directory opaque
     inherit PATH             take a directory's owner, mode and attributes from the layers below
+    copy PATH                copy a file from the layers below into this directory, under the same name
 """
 
 import array
@@ -16,12 +17,15 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from carina.linux.filesystem import copy_data
 from carina.linux.openat2 import open_in_root
 
 _MESSAGE: Final = 192 << 10
 _MAX_NAME: Final = 255
 _INSIDE: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_OPAQUE: Final = {False: b"trusted.overlay.opaque", True: b"user.overlay.opaque"}
+_LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPAQUE: Final = {False: "trusted.overlay.opaque", True: "user.overlay.opaque"}
 
 
 class Broker:
@@ -43,12 +47,25 @@ class Broker:
                 os.close(descriptor)
             channel.send(answer.to_bytes(4, "little"))
 
+    def inherit_all(self, root: int, paths: Sequence[bytes]) -> None:
+        """Have the directories at `paths` inherit; those that are none any more are passed over."""
+        for path in paths:
+            try:
+                descriptor = open_in_root(root, path, _INSIDE | os.O_NOFOLLOW)
+            except OSError:
+                continue
+            try:
+                self._inherit(descriptor, path)
+            finally:
+                os.close(descriptor)
+
     def _answer(self, message: bytes, descriptor: int) -> int:
         verb, _, argument = message.partition(b" ")
         verbs: dict[bytes, Callable[[int, bytes], None]] = {
             b"attribute": _set_attribute,
             b"opaque": self._make_opaque,
             b"inherit": self._inherit,
+            b"copy": self._copy,
         }
         try:
             verbs[verb](descriptor, argument)
@@ -63,6 +80,55 @@ class Broker:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise ValueError("not a directory")
         os.setxattr(descriptor, self._opaque, b"y")
+
+    def _copy(self, descriptor: int, path: bytes) -> None:
+        name = path.rpartition(b"/")[2]
+        found = self._find(path)
+        try:
+            # Only now: opening a device can do things.
+            if not stat.S_ISREG(os.fstat(found).st_mode):
+                raise FileNotFoundError(errno.ENOENT, "not a regular file")
+            source = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(found)
+        try:
+            target = os.open(name, _NEW, 0o600, dir_fd=descriptor)
+            try:
+                copy_data(source, target)
+                _copy_metadata(source, target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _find(self, path: bytes) -> int:
+        """A descriptor of the file that the layers below show at `path`."""
+        if not self._lowers:
+            raise OSError(errno.ENOLINK, "no layers are below")
+        for lower in self._lowers:
+            try:
+                return open_in_root(lower, path, _LOOK)
+            except FileNotFoundError:
+                if self._hides(lower, path):
+                    break
+        raise FileNotFoundError(errno.ENOENT, "nothing is there")
+
+    def _hides(self, lower: int, path: bytes) -> bool:
+        """Whether this layer hides what those below it have at `path`: a directory on the way is opaque."""
+        parts = path.split(b"/")[:-1]
+        for count in range(1, len(parts) + 1):
+            try:
+                directory = open_in_root(lower, b"/".join(parts[:count]), _INSIDE | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return False
+            except OSError:
+                return True
+            try:
+                if _is_opaque(directory, self._opaque):
+                    return True
+            finally:
+                os.close(directory)
+        return False
 
     def _inherit(self, descriptor: int, path: bytes) -> None:
         for lower in self._lowers:
@@ -95,6 +161,9 @@ class Asking:
     def inherit(self, descriptor: int, path: bytes) -> None:
         self._ask(b"inherit " + path, descriptor)
 
+    def copy(self, descriptor: int, path: bytes) -> None:
+        self._ask(b"copy " + path, descriptor)
+
     def _ask(self, message: bytes, descriptor: int) -> None:
         socket.send_fds(self._channel, [message], [descriptor])
         number = int.from_bytes(self._channel.recv(4), "little")
@@ -121,6 +190,13 @@ def _set_attribute(descriptor: int, argument: bytes) -> None:
     if len(name) > _MAX_NAME:
         raise ValueError("the attribute's name is too long")
     os.setxattr(descriptor, name, value)
+
+
+def _is_opaque(directory: int, attribute: str) -> bool:
+    try:
+        return os.getxattr(directory, attribute) == b"y"
+    except OSError:
+        return False
 
 
 def _copy_metadata(source: int, target: int) -> None:

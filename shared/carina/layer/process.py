@@ -17,7 +17,7 @@ from carina import errors
 from carina.aio.finish import finish, settle
 from carina.descriptor import Descriptor
 from carina.digest import Digest
-from carina.layer import Limits
+from carina.layer import IMPLIED, Limits
 from carina.layer.compression import OCI_LAYER, of_media_type, of_output
 from carina.mount import Mount
 
@@ -57,7 +57,28 @@ async def apply(
         **_place(mounts),
     }
     result = await _run(request, descriptor=blob, what=f"layer {layer.digest}")
-    return Descriptor(media_type=OCI_LAYER, digest=Digest(result["digest"]), size=int(result["size"]))
+    return Descriptor(
+        media_type=OCI_LAYER,
+        digest=Digest(result["digest"]),
+        size=int(result["size"]),
+        annotations={IMPLIED: json.dumps(result["implied"])} if result["implied"] else {},
+    )
+
+
+async def inherit(paths: Sequence[str], mounts: Sequence[Mount], below: Sequence[Mount]) -> None:
+    """Give directories of the upper directory of `mounts` the owner, mode and attributes they have in `below`.
+
+    `below` are the mounts of what the layer is put on: an overlay of lower directories, or one bind.
+
+    Raises:
+        FailedPrecondition: they are anything else.
+        Internal: the worker died.
+    """
+    place = _place(mounts)
+    lowers = [below[0].source] if len(below) == 1 and below[0].type == "bind" else _place(below)["lowers"]
+    if place["form"] != "overlay" or not lowers:
+        raise errors.FailedPrecondition("directories can only be inherited from the layers of an overlay")
+    await _run({"verb": "inherit", **place, "lowers": lowers, "paths": list(paths)}, what="the inherited directories")
 
 
 async def diff(
@@ -99,14 +120,18 @@ def _place(mounts: Sequence[Mount]) -> dict[str, Any]:
         raise errors.FailedPrecondition(f"mount {mounts[0].source} is read-only: no layer can be applied to it")
     upper = [option.removeprefix("upperdir=") for option in options if option.startswith("upperdir=")]
     if mounts[0].type != "overlay" or not upper:
-        return form
-    lowers = [option.removeprefix("lowerdir=") for option in options if option.startswith("lowerdir=")]
+        return {**form, "lowers": _lowers(options)}
     return {
         "form": "overlay",
         "root": upper[-1],
-        "lowers": [path for path in lowers[-1].split(":") if path] if lowers else [],
+        "lowers": _lowers(options),
         "user_attributes": "userxattr" in options,
     }
+
+
+def _lowers(options: Sequence[str]) -> list[str]:
+    lowers = [option.removeprefix("lowerdir=") for option in options if option.startswith("lowerdir=")]
+    return [path for path in lowers[-1].split(":") if path] if lowers else []
 
 
 def _plain(mounts: Sequence[Mount]) -> list[tuple[str, str, str, list[str]]]:
@@ -122,8 +147,8 @@ def _paths() -> list[str]:
     return [str(own), *(path for path in sys.path if path and not path.endswith("site-packages")), str(outside)]
 
 
-async def _run(request: Mapping[str, Any], *, descriptor: int, what: str) -> dict[str, Any]:
-    process = await _started(descriptor)
+async def _run(request: Mapping[str, Any], *, descriptor: int | None = None, what: str) -> dict[str, Any]:
+    process = await _started(() if descriptor is None else (descriptor,))
     text = json.dumps({**request, "parent": os.getpid()}).encode()
     try:
         output, complaint = await process.communicate(text)
@@ -140,7 +165,7 @@ async def _run(request: Mapping[str, Any], *, descriptor: int, what: str) -> dic
     return result
 
 
-async def _started(descriptor: int) -> asyncio.subprocess.Process:
+async def _started(descriptors: Sequence[int]) -> asyncio.subprocess.Process:
     starting = asyncio.create_subprocess_exec(
         sys.executable,
         "-I",
@@ -151,7 +176,7 @@ async def _started(descriptor: int) -> asyncio.subprocess.Process:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        pass_fds=(descriptor,),
+        pass_fds=tuple(descriptors),
         start_new_session=True,
         env={},  # what is in ours is no concern of a process that reads what strangers wrote
     )

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from carina.errors import CarinaError, Internal, PermissionDenied, ResourceExhausted
+from carina.errors import CarinaError, FailedPrecondition, Internal, PermissionDenied, ResourceExhausted
 from carina.layer import Limits
 from carina.layer.apply import Applier
 from carina.layer.broker import Asking, Broker
@@ -43,6 +43,8 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_DESCRIPTORS: Final = 4096
 _SEALED: Final = ("nodev", "nosuid", "noexec")
 _ERRORS: Final = 2
+_MAX_IMPLIED: Final = 16 << 10
+"""Characters of the paths of implied directories, six bytes each at the most, which go through the channel at once."""
 
 
 def main() -> None:
@@ -51,7 +53,7 @@ def main() -> None:
     confine.die_with_parent(request["parent"])
     os.umask(0)
     try:
-        result = _apply(request) if request["verb"] == "apply" else _diff(request)
+        result = {"apply": _apply, "diff": _diff, "inherit": _inherit}[request["verb"]](request)
     except BaseException as error:  # the process that started this one raises it
         result = _failure(error)
     _finish(result, 1)
@@ -101,6 +103,14 @@ def _apply(request: dict[str, Any]) -> bytes:
     return result
 
 
+def _inherit(request: dict[str, Any]) -> bytes:
+    root = os.open(request["root"], _DIRECTORY)
+    lowers = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in request["lowers"]]
+    broker = Broker(lowers=lowers, user_attributes=request["user_attributes"])
+    broker.inherit_all(root, [os.fsencode(path) for path in request["paths"]])
+    return b"{}"
+
+
 def _child(request: dict[str, Any], root: int, channel: socket.socket, parent: int) -> None:
     result = b""
     try:
@@ -123,9 +133,14 @@ def _applied(
     feed.start()
     reader = Reader(feed.pull)
     overlay = request["form"] == "overlay"
-    Applier(root, overlay=overlay, privileges=Asking(channel), limits=limits).run(reader)
+    applier = Applier(root, overlay=overlay, privileges=Asking(channel), limits=limits)
+    applier.run(reader)
     reader.drain()
-    return json.dumps({"digest": f"sha256:{feed.hexdigest()}", "size": feed.size}).encode()
+    result = {"digest": f"sha256:{feed.hexdigest()}", "size": feed.size}
+    implied = [] if request["lowers"] else [os.fsdecode(path) for path in applier.implied]
+    if sum(map(len, implied)) > _MAX_IMPLIED:
+        raise FailedPrecondition("the layer leaves too many directories to the layers below, which are not there")
+    return json.dumps({**result, "implied": implied}).encode()
 
 
 def _close_all_but(*kept: int) -> None:

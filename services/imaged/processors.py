@@ -1,0 +1,161 @@
+"""Stream processors: programs that turn a layer of a media type that we don't know into one of a type that we do.
+
+A program reads the layer on its standard input, writes another one to its standard output, and finds the media type of
+its input in the environment, as containerd has it. It runs where imaged does, before any layer is looked at.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from carina.aio.finish import finish
+from carina.aio.threads import in_thread
+from carina.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
+from carina.layer.compression import of_media_type
+from carina.linux.errnos import translated
+
+MEDIA_TYPE_VARIABLE: Final = "STREAM_PROCESSOR_MEDIATYPE"
+_KEYS: Final = frozenset(("accepts", "returns", "path", "args", "env"))
+_COMPLAINT: Final = 4096
+_PIECE: Final = 1 << 20
+_LONGEST_CHAIN: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamProcessor:
+    id: str
+    accepts: tuple[str, ...]
+    returns: str
+    path: str
+    """Absolute, and fixed when the configuration is read."""
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+
+
+def stream_processors(table: object) -> tuple[StreamProcessor, ...]:
+    """Read `[images.stream_processors]`. Raises InvalidArgument, naming the key."""
+    if not isinstance(table, Mapping):
+        raise InvalidArgument("images.stream_processors must be a table")
+    return tuple(_processor(name, entry) for name, entry in table.items())
+
+
+def _processor(name: str, entry: object) -> StreamProcessor:
+    where = f"images.stream_processors.{name}"
+    if not isinstance(entry, Mapping):
+        raise InvalidArgument(f"{where} must be a table")
+    for key in entry:
+        if key not in _KEYS:
+            raise InvalidArgument(f"{where}.{key} is not a setting: expected one of {', '.join(sorted(_KEYS))}")
+    for key in ("returns", "path"):
+        if not isinstance(entry.get(key), str) or not entry[key]:
+            raise InvalidArgument(f"{where}.{key} must be a text")
+    path = shutil.which(entry["path"])
+    if path is None:
+        raise InvalidArgument(f"{where}.path is {entry['path']!r}, which is no program on this machine")
+    return StreamProcessor(
+        id=name,
+        accepts=_texts(entry, "accepts", where),
+        returns=entry["returns"],
+        path=os.path.abspath(path),
+        args=_texts(entry, "args", where),
+        env=_texts(entry, "env", where),
+    )
+
+
+def _texts(entry: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = entry.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise InvalidArgument(f"{where}.{key} must be a list of texts")
+    return tuple(value)
+
+
+def chain(processors: Sequence[StreamProcessor], media_type: str) -> list[StreamProcessor]:
+    """The processors that a layer of this type goes through until it can be applied; none if it can be as it is.
+
+    Raises:
+        Unimplemented: there is no way.
+    """
+    found: list[StreamProcessor] = []
+    current = media_type
+    while True:
+        try:
+            of_media_type(current)
+        except Unimplemented:
+            following = next((one for one in processors if current in one.accepts), None)
+            if following is None or len(found) == _LONGEST_CHAIN:
+                raise Unimplemented(f"media type {media_type!r} is not that of a layer that can be applied") from None
+            found.append(following)
+            current = following.returns
+        else:
+            return found
+
+
+async def run(processor: StreamProcessor, *, media_type: str, source: int, target: int, limit: int) -> None:
+    """Have the program read the file `source` from its start and write to `target`, `limit` bytes at the most.
+
+    Raises:
+        FailedPrecondition: it can't be started, or ends with an error.
+        ResourceExhausted: it writes more, or the disk is full.
+    """
+    os.lseek(source, 0, os.SEEK_SET)
+    what = f"stream processor {processor.id}"
+    try:
+        process = await asyncio.create_subprocess_exec(
+            processor.path,
+            *processor.args,
+            stdin=source,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(processor, media_type),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise FailedPrecondition(f"{what} can't be started: {(error.strerror or '').lower()}") from error
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        async with asyncio.TaskGroup() as group:
+            complaint = group.create_task(_end_of(process.stderr), name=f"complaints of {processor.id}")
+            await _gather(process.stdout, target, what=what, limit=limit)
+            status = await process.wait()
+    except* ResourceExhausted as failed:
+        raise failed.exceptions[0] from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await finish(process.wait())
+    if status:
+        reason = complaint.result().decode("utf-8", "replace").strip().rpartition("\n")[2][-500:]
+        raise FailedPrecondition(f"{what} ended with status {status}: {reason}")
+
+
+def _environment(processor: StreamProcessor, media_type: str) -> dict[str, str]:
+    own = dict(one.partition("=")[::2] for one in processor.env)
+    return {"PATH": os.environ.get("PATH", os.defpath), **own, MEDIA_TYPE_VARIABLE: media_type}
+
+
+async def _gather(stream: asyncio.StreamReader, target: int, *, what: str, limit: int) -> None:
+    size = 0
+    while piece := await stream.read(_PIECE):
+        size += len(piece)
+        if size > limit > 0:
+            raise ResourceExhausted(f"{what} writes more than {limit} bytes")
+        await in_thread(_write_all, target, piece, what)
+
+
+def _write_all(target: int, data: bytes, what: str) -> None:
+    try:
+        while data:
+            data = data[os.write(target, data) :]
+    except OSError as error:
+        raise translated(error, f"writing what {what} returns") from error
+
+
+async def _end_of(stream: asyncio.StreamReader) -> bytes:
+    kept = b""
+    while piece := await stream.read(_COMPLAINT):
+        kept = (kept + piece)[-_COMPLAINT:]
+    return kept
