@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from carina.errors import CarinaError
+from support import scratch
 from support.content import directory
 from support.forked import Nursery, Service
 from support.ledger import Ledger
@@ -56,7 +57,7 @@ def test_every_point_is_tried() -> None:
 def test_killed_at(nursery: Nursery, point: str) -> None:
     """The service dies there; the next one has all that was acknowledged, and records and stores agree."""
     ledger, name = Ledger(), owner(point)
-    with directory() as base:
+    with directory(scratch.parent()) as base:
         root = base / "root"
         with started(nursery, root, base, *STORES, faults={name: point}) as services:
             asyncio.run(work(base, ledger, services.running[name]))
@@ -71,7 +72,7 @@ def test_killed_at(nursery: Nursery, point: str) -> None:
 @pytest.mark.parametrize("name", ["metadatad", "snapshotd"])
 def test_killed_at_first_start(nursery: Nursery, name: str, point: str) -> None:
     """A service that dies while it makes its database starts with it the next time."""
-    with directory() as base, started(nursery, base / "root", base) as services:
+    with directory(scratch.parent()) as base, started(nursery, base / "root", base) as services:
         doomed = services.start(name, fault=f"{point}:2" if name == "metadatad" else point)
         assert (doomed.ready(), doomed.wait()) == (False, -signal.SIGKILL)
 

@@ -12,6 +12,7 @@ import pytest
 from carina.errors import CarinaError
 from carina.events import Envelope
 from carina.typed import TypedValue
+from support import scratch
 from support.content import directory
 from support.forked import Nursery, Service
 from support.ledger import Ledger, present
@@ -56,7 +57,7 @@ async def wrong(state: Path, ledger: Ledger) -> dict[object, object]:
 def test_killed_while_forwarding(nursery: Nursery, point: str) -> None:
     """The next taskd forwards what the first one had acknowledged, and not what was forwarded already."""
     ledger = Ledger()
-    with directory() as base:
+    with directory(scratch.parent()) as base:
         faults = {"taskd": f"{point}:3"}
         with started(nursery, base / "root", base, "metadatad", "taskd", faults=faults) as services:
             asyncio.run(shim(base, ledger, services.running["taskd"]))

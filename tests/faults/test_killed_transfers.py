@@ -16,6 +16,7 @@ from carina.rpc.client import connect
 from carina.snapshots import Kind
 from carina.transfer import ExtraReference, Store, Unpack
 from carina.transfer.client import RemoteTransfer
+from support import scratch
 from support.content import directory
 from support.forked import Nursery
 from support.image import Image, build, layer, tar
@@ -97,7 +98,7 @@ def test_killed_in_a_transfer(nursery: Nursery, reference: str, tmp_path: Path, 
     """The image is there after the next transfer, and goes with everything that the first one had made."""
     data = archive(tmp_path)
     name = "" if point.startswith("imaged.archive.") else reference
-    with directory() as base:
+    with directory(scratch.parent()) as base:
         with started(nursery, base / "root", base, *STORES, "imaged", faults={"imaged": point}) as services:
             with contextlib.suppress(CarinaError):
                 asyncio.run(transfer(base, name, data))

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(missing() not in ("", "root"), reason=f"a recorded disk needs {missing()}"),
 ]
-CUTS = int(os.environ.get("CARINA_POWER_CUTS", "16"))
+CUTS = int(os.environ.get("CARINA_POWER_CUTS", "12"))
 SEED = int(os.environ.get("CARINA_POWER_SEED", "1"))
 SIZE = 96 << 20
 WORKERS, TURNS = 3, 3

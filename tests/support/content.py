@@ -17,9 +17,9 @@ from contentd.store import LocalContentStore
 
 
 @contextlib.contextmanager
-def directory() -> Iterator[Path]:
+def directory(parent: str = "/tmp") -> Iterator[Path]:
     """A scratch directory with a path short enough for sockets."""
-    path = Path(tempfile.mkdtemp(prefix="carina-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="carina-", dir=parent))
     try:
         yield path
     finally:

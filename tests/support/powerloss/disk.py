@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from support import scratch
 from support.powerloss.keeper import MAKERS, PREFIX
 from support.powerloss.record import Replay
 
@@ -87,7 +88,7 @@ class RecordedDisk:
             raise OSError(answer or "the keeper of the disk has died")
 
     def __enter__(self) -> Self:
-        self._directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
+        self._directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch.parent()))
         command = [sys.executable, "-m", "support.powerloss.keeper", str(self._directory), str(self._size), self._fs]
         environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{os.environ.get('PYTHONPATH', '')}"}
         self._keeper = subprocess.Popen(
