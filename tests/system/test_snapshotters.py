@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from carina import context
+from carina.linux.filesystem import filesystem_type
 from carina.linux.mount import mounted
 from carina.rpc.client import connect
 from carina.snapshots import Snapshotter
@@ -96,6 +97,20 @@ def test_a_container_runs_on_containerds_snapshotter(reference: str, theirs: str
             assert there("snapshots", "--snapshotter", theirs, "ls").count("Committed") == 2
             carina.ctr("images", "rm", "--sync", reference)
             assert "Committed" not in there("snapshots", "--snapshotter", theirs, "ls")
+
+
+def test_a_snapshotter_that_the_machine_can_not_have_is_skipped(tmp_path: Path) -> None:
+    """Everything else comes up; clients see why, and are told it when they use it."""
+    if filesystem_type(tmp_path) == "btrfs":
+        pytest.skip("this machine can have it")
+    config = "[services.snapshots.overlayfs]\n[services.snapshots.btrfs]\n"
+    with Constellation(config=config) as carina:
+        lines = carina.ctr("plugins", "ls").output.splitlines()
+        found = {line.split()[1]: line.split()[-1] for line in lines if line.startswith("io.containerd.snapshotter")}
+        assert found == {"overlayfs": "ok", "btrfs": "skip"}
+        assert "subvolumes need btrfs" in carina.carina("plugins", "ls").output
+        refused = carina.ctr("snapshots", "--snapshotter", "btrfs", "prepare", "key", check=False)
+        assert "subvolumes need btrfs" in refused.error
 
 
 def test_a_container_runs_on_a_very_tall_stack(reference: str) -> None:

@@ -43,7 +43,8 @@ def list_(target: Target, quiet: bool, filters: Sequence[str]) -> None:
 def _state(error: str) -> str:
     if not error:
         return "ok"
-    return "skip" if "skip plugin" in error else f"error: {error}"
+    reason = error.removesuffix("skip plugin").removesuffix(": ")
+    return f"error: {error}" if reason == error else f"skip: {reason}"
 
 
 @plugins.command("add")
