@@ -2,7 +2,11 @@
 
 import asyncio
 import contextlib
+import os
+import select
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,7 @@ from support.started import STORES, started
 from support.workload import clients, differences, found, integrity, turn
 
 TURNS = 6
+TESTS = Path(__file__).resolve().parents[1]
 
 
 def owner(point: str) -> str:
@@ -79,3 +84,33 @@ def test_killed_at_first_start(nursery: Nursery, name: str, point: str) -> None:
         assert services.start(name).ready()
         services.kill()
         assert integrity(base / "root") == {}
+
+
+HOLDER = """
+import signal, time
+from pathlib import Path
+from support.forked import Nursery
+with Nursery() as nursery:
+    service = nursery.start("contentd", "--root", "{base}/root", "--state", "{base}", log=Path("{base}/log"))
+    assert service.ready()
+    print(service.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_service_survives_a_test_that_is_killed(number: signal.Signals) -> None:
+    """The test process, or the whole group of processes that a terminal interrupts, ends: so do the services."""
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{os.environ.get('PYTHONPATH', '')}"}
+    with directory() as base:
+        command = [sys.executable, "-c", HOLDER.format(base=base)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, env=environment, text=True, start_new_session=True
+        ) as holder:
+            assert holder.stdout is not None
+            service = os.pidfd_open(int(holder.stdout.readline()))
+            os.killpg(holder.pid, number)
+        try:
+            assert select.select([service], [], [], 30.0)[0] == [service]
+        finally:
+            os.close(service)
