@@ -27,7 +27,7 @@ class Examined:
     lapses: list[tuple[str, Node, int]] = field(default_factory=list)
     """Namespace and node of those to look at again, and from which moment on."""
     dead: dict[str, list[Node]] = field(default_factory=dict)
-    """By namespace: candidates that nothing keeps and everything that goes with them, children before parents."""
+    """By namespace: candidates that nothing keeps and everything that goes with them, referrers first."""
     more: bool = False
     """Whether not everything could be looked at."""
 
@@ -72,7 +72,7 @@ def _examine(
             result.settled.append(id)
             result.lapses += [(namespace, node, due) for due in liveness.lapses(node)]
     if references:
-        result.dead[namespace] = gc.children_first(references, references)
+        result.dead[namespace] = gc.referrers_first(references, references)
 
 
 def refers(connection: sqlite3.Connection, namespace: str, node: Node) -> list[tuple[Node, gc.Kind]]:

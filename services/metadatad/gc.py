@@ -48,23 +48,35 @@ def is_essential(node: Node, kind: Kind) -> bool:
     return (kind == "target" and node.startswith("images/")) or (kind == "parent" and node.startswith("snapshots/"))
 
 
-def children_first(nodes: Iterable[Node], references: References) -> list[Node]:
-    """Nodes in an order in which no snapshot comes before one that stands on it."""
-    waiting = set(nodes)
-    result: list[Node] = []
-    children: dict[Node, int] = dict.fromkeys(waiting, 0)
+def referrers_first(nodes: Iterable[Node], references: References) -> list[Node]:
+    """Nodes in an order in which none comes before one that refers to it, but for cycles.
+
+    Whatever the cycles, no snapshot comes before one that stands on it.
+    """
+    waiting = dict.fromkeys(sorted(nodes))
+    before = dict.fromkeys(waiting, 0)
+    children = dict.fromkeys(waiting, 0)
     for node in waiting:
-        for parent, kind in references.get(node, ()):
-            if kind == "parent" and parent in waiting:
-                children[parent] += 1
-    ready = [node for node in sorted(waiting) if not children[node]]
-    while ready:
-        node = ready.pop()
+        for other, kind in references.get(node, ()):
+            if other in before:
+                before[other] += 1
+                children[other] += kind == "parent"
+    ready = [node for node in waiting if not before[node]]
+    in_cycles = [node for node in waiting if before[node] and not children[node]]
+    result: list[Node] = []
+    while waiting:
+        node = ready.pop() if ready else in_cycles.pop() if in_cycles else next(iter(waiting))
+        if node not in waiting:
+            continue
+        del waiting[node]
         result.append(node)
-        waiting.discard(node)
-        for parent, kind in references.get(node, ()):
-            if kind == "parent" and parent in waiting:
-                children[parent] -= 1
-                if not children[parent]:
-                    ready.append(parent)
-    return result + sorted(waiting)
+        for other, kind in references.get(node, ()):
+            if other not in waiting:
+                continue
+            before[other] -= 1
+            children[other] -= kind == "parent"
+            if not before[other]:
+                ready.append(other)
+            elif kind == "parent" and not children[other]:
+                in_cycles.append(other)
+    return result

@@ -44,10 +44,19 @@ class Liveness:
 
     def is_alive(self, node: Node) -> bool:
         """Whether a root keeps the node."""
+        while (found := self.seems_alive(node)) is None:
+            pass
+        return found
+
+    def seems_alive(self, node: Node, effort: int = 1_000_000) -> bool | None:
+        """Whether a root keeps the node; None where as many reads as `effort` allows do not tell."""
         self._meet(node)
         seen, entered = {node}, set()
         todo = [node]
         while todo and not self._known(node):
+            if not effort:
+                return None
+            effort -= 1
             top = todo.pop()
             if top in self._fully or top in self._final:
                 continue

@@ -5,8 +5,10 @@ with the store. Tombstones written along say what back ends are to remove. What 
 candidate in the same transaction, so a crash between two of them loses nothing.
 """
 
+import math
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,13 +19,19 @@ from metadatad.liveness import Liveness
 from metadatad.records import Transaction
 
 CHUNK: Final = 256
-"""Nodes removed in one transaction at the most: writers wait for no more than that."""
+"""Nodes removed in one transaction at the most."""
+SECONDS: Final = 0.02
+"""How long one transaction goes on: writers wait for little more than that, and for the commit."""
+EFFORT: Final = 8
+"""Reads that it may take inside a transaction to find something alive."""
 
 
 @dataclass(slots=True)
 class Swept:
     """What a sweep removed."""
 
+    nodes: int = 0
+    """How many of the nodes were dealt with."""
     objects: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Number by type: `content`, `ingest`, `image`, `lease`, `snapshot/NAME`."""
     bytes: int = 0
@@ -33,26 +41,45 @@ class Swept:
     def add(self, other: "Swept") -> None:
         for type, count in other.objects.items():
             self.objects[type] += count
+        self.nodes += other.nodes
         self.bytes += other.bytes
         self.content += other.content
 
 
-def sweep(transaction: Transaction, namespace: str, nodes: Sequence[Node], moment: int) -> Swept:
-    """Remove the records of nodes that nothing keeps at that moment still."""
-    connection, swept = transaction.connection, Swept()
+def sweep(
+    transaction: Transaction,
+    namespace: str,
+    nodes: Sequence[Node],
+    moment: int,
+    *,
+    doomed: Set[Node] = frozenset(),
+    seconds: float = math.inf,
+) -> Swept:
+    """Remove the records of nodes that nothing keeps at that moment still, as many as that time allows, or one.
+
+    What those referred to is a candidate then, unless it is found alive without much ado; the `doomed` are not asked.
+    """
+    connection, swept, end = transaction.connection, Swept(), time.monotonic() + seconds
     liveness = Liveness(connection, namespace, moment)
-    dead = [node for node in nodes if not liveness.is_alive(node)]
     beyond: set[Node] = set()
-    for node in dead:
+    dead: list[Node] = []
+    for node in nodes:
+        if swept.nodes and time.monotonic() > end:
+            break
+        swept.nodes += 1
+        if liveness.is_alive(node):
+            continue
+        dead.append(node)
         beyond.update(destination for destination, _ in candidates.refers(connection, namespace, node))
         type = _remove(transaction, namespace, node, swept)
         if type:
             swept.objects[type] += 1
+        kept = candidates.refers(connection, namespace, node)
+        candidates.note(connection, [(namespace, other, "lost", 0) for other, _ in kept])
     candidates.forget(connection, namespace, dead, moment)
-    beyond.difference_update(dead)
-    alive = {node for node in beyond if liveness.is_alive(node)}
+    beyond.difference_update(dead, doomed)
+    alive = [node for node in beyond if liveness.seems_alive(node, EFFORT)]
     candidates.forget_loss(connection, namespace, alive)
-    candidates.note(connection, [(namespace, node, "lost", 0) for node in sorted(beyond - alive)])
     faults.point("metadatad.collection.buried")
     return swept
 

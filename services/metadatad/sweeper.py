@@ -17,7 +17,7 @@ from metadatad.candidates import Examined
 from metadatad.counters import Counters
 from metadatad.edges import Node
 from metadatad.records import Records, Transaction
-from metadatad.sweep import CHUNK, Swept, sweep
+from metadatad.sweep import CHUNK, SECONDS, Swept, sweep
 
 ROUNDS: Final = 64
 """Reads in one collection at the most; what others make candidates meanwhile is left to the next."""
@@ -56,24 +56,31 @@ class Sweeper:
     async def _carry_out(self, examined: Examined, moment: int, counters: Counters) -> Swept:
         swept = Swept()
         for namespace, nodes in examined.dead.items():
-            for start in range(0, len(nodes), CHUNK):
-                swept.add(await self._sweep(namespace, nodes[start : start + CHUNK], moment, counters))
+            doomed, done = frozenset(nodes), 0
+            while done < len(nodes):
+                part = nodes[done : done + CHUNK]
+                found, seconds = await self._sweep(namespace, part, moment, doomed)
+                counters.locked(seconds)
+                swept.add(found)
+                done += found.nodes
                 faults.point("metadatad.collection.swept")
         if examined.settled:
             await self._settle(examined, counters)
             faults.point("metadatad.collection.settled")
         return swept
 
-    async def _sweep(self, namespace: str, nodes: list[Node], moment: int, counters: Counters) -> Swept:
+    async def _sweep(
+        self, namespace: str, nodes: list[Node], moment: int, doomed: frozenset[Node]
+    ) -> tuple[Swept, float]:
         def run(transaction: Transaction) -> tuple[Swept, float]:
             begun = time.monotonic()
-            return sweep(transaction, namespace, nodes, moment), begun
+            return sweep(transaction, namespace, nodes, moment, doomed=doomed, seconds=SECONDS), begun
 
         swept, begun = await self._records.write(run)
-        counters.locked(time.monotonic() - begun)
+        seconds = time.monotonic() - begun
         for owner, digest in swept.content:
             self._changed(owner, Digest(digest))
-        return swept
+        return swept, seconds
 
     async def _settle(self, examined: Examined, counters: Counters) -> None:
         def run(connection: sqlite3.Connection) -> float:

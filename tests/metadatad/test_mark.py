@@ -58,10 +58,21 @@ def test_mark_is_the_model(roots: set[str], edges: Edges) -> None:
 def test_children_go_first(nodes: set[str], edges: Edges) -> None:
     """The order of removal has everything once, and no snapshot before what stands on it, unless there is a cycle."""
     parents = {(s, d, k) for s, d, k in edges if k == "parent" and s < d}
-    order = gc.children_first(nodes, references(parents))
+    others = {(s, d, k) for s, d, k in edges if k != "parent"}
+    order = gc.referrers_first(nodes, references(parents | others))
 
     assert sorted(order) == sorted(nodes)
     assert [(s, d) for s, d, _ in parents if {s, d} <= nodes and order.index(s) > order.index(d)] == []
+
+
+@given(st.sets(st.sampled_from(NODES)), edges)
+@settings(deadline=None)
+def test_referrers_go_first(nodes: set[str], edges: Edges) -> None:
+    """Without cycles nothing comes before what refers to it."""
+    forwards = {(s, d, k) for s, d, k in edges if s < d}
+    order = gc.referrers_first(nodes, references(forwards))
+
+    assert [(s, d) for s, d, _ in forwards if {s, d} <= nodes and order.index(s) > order.index(d)] == []
 
 
 @pytest.fixture(scope="module")

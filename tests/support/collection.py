@@ -38,7 +38,7 @@ def steps(
         for namespace, nodes in examined.dead.items():
             for start in range(0, len(nodes), chunk):
                 with transaction(connection) as one:
-                    swept = sweep(one, namespace, nodes[start : start + chunk], moment)
+                    swept = sweep(one, namespace, nodes[start : start + chunk], moment, doomed=frozenset(nodes))
                     yield Swept()
                 removed = removed or bool(swept.objects)
                 yield swept

@@ -145,6 +145,7 @@ class World:
     def make(self, transaction: Transaction, namespace: str, node: str, labels: Labels, other: str = "") -> None:
         """Make a record, or give it other labels; `other` is the target or parent."""
         space, kind = self.spaces[namespace], node.partition("/")[0]
+        labels = labels if kind != "ingests" else frozenset()
         namespaces.ensure(transaction.connection, namespace)
         there = node in space.records
         if kind == "leases" and there:
