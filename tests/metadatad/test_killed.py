@@ -51,6 +51,9 @@ async def until_killed(address: str, seconds: float, process: object, acknowledg
             for number in range(3):
                 tasks.create_task(_tolerant(work(channel, len(acknowledged) * 10 + number, acknowledged)))
             await asyncio.sleep(seconds)
+            async with asyncio.timeout(30):
+                while not acknowledged:
+                    await asyncio.sleep(0.01)
             process.kill()  # type: ignore[attr-defined]
     channel.close()
 
