@@ -175,11 +175,13 @@ class NamespacedSnapshotter:
             if mine and intent.id not in self._mine:
                 await self._settle(intent)
 
-    async def _settle(self, intent: Intent) -> None:
+    async def _settle(self, intent: Intent, *, insist: bool = False) -> None:
+        """`insist`: ask also a back end that is known not to answer."""
         happened = False
         if intent.action == "commit":
+            asking = self.peer.probing(self.peer.answer_seconds) if insist else self.peer.answering()
             with contextlib.suppress(NotFound):
-                async with self.peer.answering():
+                async with asking:
                     made = await self.backend.stat(intent.backend_key)
                 happened = not intent.rebase or made.parent == intent.backend_parent
 
@@ -301,7 +303,7 @@ class NamespacedSnapshotter:
 
     async def _ask(self, intent: Intent) -> None:
         with contextlib.suppress(*UNCERTAIN):  # then it is settled with the next collection, or at start-up
-            await self._settle(intent)
+            await self._settle(intent, insist=True)
 
     @contextlib.asynccontextmanager
     async def _locked(self, namespace: str, keys: set[str]) -> AsyncIterator[None]:
