@@ -58,6 +58,7 @@ def store(report: Report, arguments: list[str]) -> None:
         peers.containerd(debug=True) as containerd,
     ):
         measure(report, chosen, Carina(constellation), containerd)
+        constellation.stop()  # or else it would remove every image before its directory goes
 
 
 def measure(report: Report, chosen: Options, carina: Carina, containerd: Containerd) -> None:
@@ -120,7 +121,12 @@ def collecting(report: Report, size: int, runs: int, ours: _Side, theirs: _Side,
     locked = [_locked(ours.client, number) for number in numbers[runs:]]
     for number in numbers[runs:]:
         load.remove(theirs.client, number, sync=True)
-    report.add("  of which records are locked", "ms", statistics.median(locked), statistics.median(log.collections()))
+    report.add(
+        f"  of which records are locked, {size} blobs",
+        "ms",
+        statistics.median(locked),
+        statistics.median(log.collections()),
+    )
 
 
 def _locked(client: Client, number: int) -> float:
