@@ -12,7 +12,7 @@ from metadatad.liveness import Liveness
 
 BATCH: Final = 1_000
 """Candidates that are looked at in one read."""
-MOST: Final = 20_000
+MOST: Final = 5_000
 """Dead nodes after which what they refer to is left to the next read."""
 
 

@@ -19,7 +19,7 @@ from metadatad.edges import Node
 from metadatad.records import Records, Transaction
 from metadatad.sweep import CHUNK, SECONDS, Swept, sweep
 
-ROUNDS: Final = 64
+ROUNDS: Final = 256
 """Reads in one collection at the most; what others make candidates meanwhile is left to the next."""
 
 

@@ -95,3 +95,20 @@ def test_usage_tells_shared_from_unique(constellation: Constellation, two: tuple
         assert (one["snapshots"], one["unmeasured"]) == (2, 0)
         assert one["snapshot_bytes"] > 0
     assert "UNIQUE" in constellation.carina("usage").output
+
+
+def test_statistics_of_collections(constellation: Constellation, two: tuple[str, str]) -> None:
+    """`gc stats` adds up what collections removed, and a full mark finds that they missed nothing."""
+    before = told(constellation, "gc", "stats")
+    constellation.carina("images", "rm", "--sync", two[0])
+    run = told(constellation, "gc", "run", "--sync", "--full")
+    after = told(constellation, "gc", "stats")
+
+    def objects(statistics: dict[str, Any]) -> int:
+        return sum(removed["objects"] for removed in statistics["removed"] if removed["type"] == "content")
+
+    assert objects(after) > objects(before)
+    assert after["collections"] > before["collections"]
+    assert after["checks"] > before["checks"]
+    assert (run["missed"], after["missed"], after["remaining"]) == (0, 0, [])
+    assert "0 objects that collections had missed" in constellation.carina("gc", "stats").output
