@@ -5,22 +5,22 @@ its input in the environment, as containerd has it. It runs where imaged does, b
 """
 
 import asyncio
+import contextlib
 import os
+import resource
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from carina.aio.finish import finish
-from carina.aio.threads import in_thread
 from carina.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
 from carina.layer.compression import of_media_type
-from carina.linux.errnos import translated
 
 MEDIA_TYPE_VARIABLE: Final = "STREAM_PROCESSOR_MEDIATYPE"
 _KEYS: Final = frozenset(("accepts", "returns", "path", "args", "env"))
 _COMPLAINT: Final = 4096
-_PIECE: Final = 1 << 20
 _LONGEST_CHAIN: Final = 8
 
 
@@ -94,11 +94,11 @@ def chain(processors: Sequence[StreamProcessor], media_type: str) -> list[Stream
 
 
 async def run(processor: StreamProcessor, *, media_type: str, source: int, target: int, limit: int) -> None:
-    """Have the program read the file `source` from its start and write to `target`, `limit` bytes at the most.
+    """Have the program read the file `source` from its start and write to the file `target`, `limit` bytes at the most.
 
     Raises:
         FailedPrecondition: it can't be started, or ends with an error.
-        ResourceExhausted: it writes more, or the disk is full.
+        ResourceExhausted: it writes more.
     """
     os.lseek(source, 0, os.SEEK_SET)
     what = f"stream processor {processor.id}"
@@ -107,51 +107,40 @@ async def run(processor: StreamProcessor, *, media_type: str, source: int, targe
             processor.path,
             *processor.args,
             stdin=source,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=target,
             stderr=asyncio.subprocess.PIPE,
             env=_environment(processor, media_type),
             start_new_session=True,
         )
     except OSError as error:
         raise FailedPrecondition(f"{what} can't be started: {(error.strerror or '').lower()}") from error
-    assert process.stdout is not None
     assert process.stderr is not None
     try:
-        async with asyncio.TaskGroup() as group:
-            complaint = group.create_task(_end_of(process.stderr), name=f"complaints of {processor.id}")
-            await _gather(process.stdout, target, what=what, limit=limit)
-            status = await process.wait()
-    except* ResourceExhausted as failed:
-        raise failed.exceptions[0] from None
+        if limit:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        complaint = await _end_of(process.stderr)
+        status = await process.wait()
     finally:
-        if process.returncode is None:
-            process.kill()
-            await finish(process.wait())
+        await finish(_end(process))
+    size = os.fstat(target).st_size
+    if limit and (size > limit or (status and size == limit)):
+        raise ResourceExhausted(f"{what} writes more than {limit} bytes")
     if status:
-        reason = complaint.result().decode("utf-8", "replace").strip().rpartition("\n")[2][-500:]
+        reason = complaint.decode("utf-8", "replace").strip().rpartition("\n")[2][-500:]
         raise FailedPrecondition(f"{what} ended with status {status}: {reason}")
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill the program, if it runs, and whatever it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def _environment(processor: StreamProcessor, media_type: str) -> dict[str, str]:
     own = dict(one.partition("=")[::2] for one in processor.env)
     return {"PATH": os.environ.get("PATH", os.defpath), **own, MEDIA_TYPE_VARIABLE: media_type}
-
-
-async def _gather(stream: asyncio.StreamReader, target: int, *, what: str, limit: int) -> None:
-    size = 0
-    while piece := await stream.read(_PIECE):
-        size += len(piece)
-        if size > limit > 0:
-            raise ResourceExhausted(f"{what} writes more than {limit} bytes")
-        await in_thread(_write_all, target, piece, what)
-
-
-def _write_all(target: int, data: bytes, what: str) -> None:
-    try:
-        while data:
-            data = data[os.write(target, data) :]
-    except OSError as error:
-        raise translated(error, f"writing what {what} returns") from error
 
 
 async def _end_of(stream: asyncio.StreamReader) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from carina.errors import InvalidArgument
+from carina.errors import CarinaError, InvalidArgument
 from support.layers import Layer, apply_here
 
 pytestmark = pytest.mark.root
@@ -349,3 +349,48 @@ def test_a_directory_swapped_for_a_link_meanwhile_lets_nothing_out(root: Path, t
         swapper.stdout.close()
     assert sorted(os.listdir(root.parent / "etc")) == ["passwd", "s"]
     assert os.listdir(root.parent / "etc/s") == []
+
+
+RACER = """
+import os, sys, time
+root, outside = sys.argv[1:]
+end = time.monotonic() + 120
+print(flush=True)
+while time.monotonic() < end and not os.path.exists(root + ".stop"):
+    for name in ("etc", "localetc", "d", "dir", "a"):
+        path, aside = root + "/" + name, root + "/aside"
+        try:
+            os.rename(path, aside)
+            os.symlink(outside, path)
+            os.unlink(path)
+            os.rename(aside, path)
+        except OSError:
+            pass
+"""
+
+
+@pytest.mark.parametrize("overlay", [False, True], ids=["plain", "overlay"])
+def test_no_case_leads_outside_while_directories_are_swapped(root: Path, overlay: bool) -> None:
+    """Every case of the list, while another process keeps replacing the tree's directories with links to the outside:
+    each ends, well or with an error of the domain, and nothing outside has changed."""
+    outside = root.parent / "etc"
+    layers = [layer for layer, _ in LINKS.values()] + [layer for _, layer, _ in OVER.values()]
+    racer = subprocess.Popen([sys.executable, "-c", RACER, str(root), str(outside)], stdout=subprocess.PIPE)
+    assert racer.stdout is not None
+    finished = 0
+    try:
+        racer.stdout.readline()
+        for layer in layers * 4:
+            try:
+                apply_here(layer.bytes(), root, overlay=overlay)
+            except CarinaError:
+                continue
+            finished += 1
+    finally:
+        stop = root.with_name(root.name + ".stop")
+        stop.touch()
+        racer.wait(30)
+        racer.stdout.close()
+        stop.unlink()
+    assert _is_untouched(root)
+    assert finished > 0

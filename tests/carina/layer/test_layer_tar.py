@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,16 +203,22 @@ def _damaged(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.root
-@settings(max_examples=250, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(archive=_damaged() | st.binary(max_size=1500), overlay=st.booleans())
 def test_damaged_archives_end_and_stay_inside(tmp_path: Path, archive: bytes, overlay: bool) -> None:
-    """Whatever the bytes, the applier ends, fails with an error of the domain if at all, and writes nothing outside."""
+    """Whatever the bytes, the applier ends, fails with an error of the domain if at all, writes nothing outside, and
+    takes no more memory than a few headers."""
     room = tmp_path / os.urandom(8).hex()
     root = room / "root"
     root.mkdir(parents=True)
+    tracemalloc.start()
     try:
         apply_here(archive, root, overlay=overlay)
     except CarinaError:
         pass
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 4 << 20
     assert os.listdir(room) == ["root"]
     subprocess.run(["rm", "-rf", str(room)], check=True)
