@@ -9,10 +9,14 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from carina import context
 from carina.errors import CarinaError, DeadlineExceeded, Unavailable
 from metadatad.breaker import Breaker
+
+EARLY: Final = 0.1
+"""By how much a limit may be reached before its moment: timers count whole milliseconds, and clocks differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +34,7 @@ class Peer:
     breaker: Breaker = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "breaker", Breaker(self.answer_seconds))
+        object.__setattr__(self, "breaker", Breaker(self.answer_seconds - EARLY))
 
     @contextlib.asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
@@ -106,12 +110,12 @@ class Peer:
                 async with asyncio.timeout(limit + 0.2):
                     yield
             except (TimeoutError, DeadlineExceeded) as error:
-                if time.monotonic() < moment:
+                if time.monotonic() < moment - EARLY:
                     raise
                 self.breaker.unanswered(begun)
                 raise Unavailable(f"{self.name} did not answer for {limit:.3g} s") from error
             except Unavailable:
-                if time.monotonic() >= moment:
+                if time.monotonic() >= moment - EARLY:
                     self.breaker.unanswered(begun)
                 raise
             except CarinaError:
