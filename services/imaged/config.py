@@ -96,6 +96,11 @@ class Config:
         )
 
 
+def read(whole: Whole) -> Config:
+    """Raises InvalidArgument, naming the key."""
+    return Config.of(whole)
+
+
 def _limits(table: Mapping[str, Any]) -> Limits:
     default = Limits()
     found = {

@@ -1,7 +1,7 @@
 """The back ends: from the configuration and added live. Each is asked again and again whether it still answers.
 
     [services.content] [services.snapshots.NAME]     the constellation's own
-    [proxy_plugins.NAME]                             somebody else's
+    [proxy_plugins.NAME]                             somebody else's; `reload` takes over what has changed there
     `add`                                            live, recorded in the database
 
 A back end that does not answer is listed with its error and costs nobody else anything.
@@ -10,15 +10,14 @@ A back end that does not answer is listed with its error and costs nobody else a
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field, replace
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from carina import context
 from carina.aio.threads import in_thread
-from carina.backends import Backend
-from carina.config import PLUGIN_TYPES, Config, socket_path
+from carina.backends import Backend, Reloaded
+from carina.config import Config, load, validate_plugin
 from carina.content.client import RemoteContentStore
 from carina.errors import (
     AlreadyExists,
@@ -30,28 +29,23 @@ from carina.errors import (
 )
 from carina.integrity.client import RemoteIntegrity
 from carina.lane.client import RemoteTokenLane
-from carina.leases import Lease
-from carina.leases.client import RemoteLeaseManager
-from carina.platforms import Platform
-from carina.rpc.client import Channel, connect
-from carina.snapshots.client import RemoteSnapshotter
-from metadatad import backendrows
+from carina.rpc.client import Channel
+from metadatad import backendrows, reloading
 from metadatad.claims import Claims
 from metadatad.content import NamespacedContentStore
-from metadatad.description import described
+from metadatad.entries import Entry, Key
 from metadatad.peers import Peer
 from metadatad.records import Records
+from metadatad.reloading import Change, configured, plugin_of
 from metadatad.removal import ContentRemover, Remover, SnapshotRemover
 from metadatad.sides import ContentSide, SnapshotSide
 from metadatad.snapshots import NamespacedSnapshotter
 
-PROBE_SECONDS: Final = 2.0
-"""How long a back end may take to answer a question of no consequence."""
 PAUSE_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
-ABSENT: Final = "carina-probe-of-an-absent-object"
-Key = tuple[str, str]
-"""Type and name."""
+SHORTEST_PAUSE: Final = 0.1
+LIST_SECONDS: Final = 0.5
+"""How long a list waits for back ends that failed at once and are asked again for it."""
 
 log = logging.getLogger(__name__)
 
@@ -68,43 +62,28 @@ class Settings:
     work_seconds: float = 600.0
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    backend: Backend
-    stated: Backend
-    """As it was configured or added."""
-    peer: Peer
-    channel: Channel
-    remover: Remover | None = None
-    snapshotter: NamespacedSnapshotter | None = None
-    asked: bool = False
-    """Whether it was asked what it exports, since it last answered nothing."""
-    slow: bool = False
-    """Whether the last probe ran into its limit rather than fail at once."""
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set to have it asked again at once."""
-
-    @property
-    def key(self) -> Key:
-        return self.backend.type, self.backend.name
-
-
 class Registry:
     """`carina.backends.BackendRegistry`, and the views of metadatad on what is in it. Made by `open_registry`."""
 
+    content: NamespacedContentStore
+
     def __init__(self, records: Records, config: Config, settings: Settings) -> None:
         self._records = records
+        self._config = config
         self._settings = settings
-        self._entries: dict[Key, _Entry] = {}
+        self._entries: dict[Key, Entry] = {}
         self._claims = Claims()
         self._tasks: asyncio.TaskGroup | None = None
-        self._probes: dict[Key, asyncio.Task[None]] = {}
-        self.on_health: Callable[[str, bool], None] = lambda name, serving: None
-        """Told when a back end begins or stops to answer."""
-        for backend in _configured(config):
-            self._open(backend)
-        self.content = self._open_content()
+        self._watches: dict[Key, asyncio.Task[None]] = {}
+        self._retired: set[Channel] = set()
+        self._changing = asyncio.Lock()
+        self.on_health: Callable[[str, bool | None], None] = lambda name, serving: None
+        """Told when a back end begins or stops to answer, and with None when it is taken out."""
+        self.reread: Callable[[], Config] = self._reread
+        """Reads and validates the configuration again; it may block."""
+
+    def _reread(self) -> Config:
+        return load(self._config.path, root=self._config.root, state=self._config.state)
 
     def snapshotter(self, name: str) -> NamespacedSnapshotter:
         """Raises InvalidArgument: none of that name (as containerd answers)."""
@@ -116,14 +95,18 @@ class Registry:
     def removers(self) -> dict[Key, Remover]:
         """See `metadatad.collector.Backends`. The one content store that is in use has an empty name."""
         return {
-            ("content", "") if entry.backend.type == "content" else entry.key: entry.remover
+            ("content", "") if entry.stated.type == "content" else entry.key: entry.remover
             for entry in self._entries.values()
             if entry.remover is not None
         }
 
+    @property
+    def _content_entry(self) -> Entry:
+        return self._entries["content", self._settings.content or "content"]
+
     def content_side(self) -> ContentSide:
         """The content store that is in use, for the check."""
-        entry = self._entries["content", self._settings.content or "content"]
+        entry = self._content_entry
         assert entry.remover is not None
         return ContentSide(
             store=RemoteContentStore(entry.channel),
@@ -156,49 +139,126 @@ class Registry:
                 if entry.snapshotter is not None and not entry.backend.error:
                     settling = _settle(entry.snapshotter.settle(), entry.peer)
                     tasks.create_task(settling, name=f"settle {entry.backend.name}")
-            content = self._entries["content", self._settings.content or "content"]
+            content = self._content_entry
             if not content.backend.error:
                 tasks.create_task(_settle(self.content.settle(), content.peer), name="settle content")
 
     async def add(self, backend: Backend) -> Backend:
-        _validate(backend)
-        if (backend.type, backend.name) in self._entries:
-            raise AlreadyExists(f"{backend.type} back end {backend.name!r} is there already")
-        backend = replace(backend, own=False, configured=False, error="", exports={}, capabilities=())
-        entry = self._open(backend)
+        backend = replace(backend, own=False, configured=False, error="")
+        self._admit(backend)
+        entry = self._made(backend)
         try:
-            await self._probe(entry)
+            await entry.probe()
             if entry.backend.error:
                 raise Unavailable(f"{backend.type} back end {backend.name!r} is not usable: {entry.backend.error}")
-            await self._records.write(lambda transaction: backendrows.insert(transaction.connection, backend))
+            async with self._changing:
+                self._admit(backend)
+                await self._records.write(lambda transaction: backendrows.insert(transaction.connection, backend))
+                self._register(entry)
         except BaseException:
-            self._close(entry)
+            if self._entries.get(entry.key) is not entry:
+                entry.channel.close()
             raise
+        self.on_health(backend.name, True)
         self._watch(entry)
         return entry.backend
 
-    async def remove(self, type: str, name: str) -> None:
-        entry = self._entries.get((type, name))
-        if entry is None:
-            raise NotFound(f"{type} back end {name!r} does not exist")
-        if entry.backend.configured:
-            raise FailedPrecondition(f"{type} back end {name!r} is in the configuration file: take it out there")
-        await self._records.write(lambda transaction: backendrows.delete(transaction.connection, type, name))
-        self._close(entry)
+    def _admit(self, backend: Backend) -> None:
+        if any(entry.stated.name == backend.name for entry in self._entries.values()):
+            raise AlreadyExists(f"a back end {backend.name!r} is there already")
+        plugins = [plugin_of(entry.stated) for entry in self._entries.values() if not entry.stated.own]
+        validate_plugin(plugin_of(backend), self._config.services, plugins)
+
+    async def remove(self, type: str, name: str, *, force: bool = False) -> None:
+        async with self._changing:
+            entry = self._find(type, name)
+            if entry.stated.configured:
+                raise FailedPrecondition(
+                    f"{entry.stated.type} back end {name!r} is in the configuration file: take it out there"
+                )
+            if entry is self._content_entry:
+                raise FailedPrecondition(f"content back end {name!r} holds the content that is in use")
+            with self._without([entry]):
+                await self._records.write(
+                    lambda transaction: _forget(transaction.connection, entry.stated, force=force)
+                )
+            self._close(entry)
+
+    def _find(self, type: str, name: str) -> Entry:
+        for entry in self._entries.values():
+            if entry.stated.name == name and type in {"", entry.stated.type}:
+                return entry
+        raise NotFound(f"{type or 'a'} back end {name!r} does not exist".replace("a back end", "back end"))
+
+    @contextlib.contextmanager
+    def _without(self, entries: Sequence[Entry]) -> Iterator[None]:
+        """Let no call begin on these back ends, unless the block fails."""
+        for entry in entries:
+            if entry.snapshotter is not None:
+                entry.snapshotter.gone = True
+        try:
+            yield
+        except BaseException:
+            for entry in entries:
+                if entry.snapshotter is not None:
+                    entry.snapshotter.gone = False
+            raise
 
     async def list(self) -> list[Backend]:
         """Every back end. One that failed at once is asked again; one that hangs holds up nobody here."""
-        async with asyncio.TaskGroup() as tasks:
-            for entry in self._entries.values():
-                if not entry.asked and not entry.slow:
-                    tasks.create_task(self._probe(entry), name=f"probe {entry.backend.name}")
+        failed = [entry for entry in self._entries.values() if not entry.asked and not entry.slow]
+        if self._tasks is None:
+            async with asyncio.TaskGroup() as tasks:
+                for entry in failed:
+                    tasks.create_task(entry.probe(), name=f"probe {entry.stated.name}")
+        elif failed:
+            probes = [self._tasks.create_task(entry.probe(), name=f"probe {entry.stated.name}") for entry in failed]
+            await asyncio.wait(probes, timeout=LIST_SECONDS)
         return [entry.backend for entry in self._entries.values()]
 
-    async def load(self) -> None:
-        """Open what was added live before."""
+    async def reload(self) -> Reloaded:
+        async with self._changing:
+            new = await in_thread(self.reread)
+            live = [entry.stated for entry in self._entries.values() if not entry.stated.configured]
+            change = reloading.change(self._config, new, live=live, content=self._settings.content)
+            gone = [self._entries[backend.type, backend.name] for backend in change.removed]
+            with self._without(gone):
+                await self._records.write(lambda transaction: reloading.record(transaction.connection, change))
+            self._config = new
+            fresh = self._apply(change)
+        if fresh:
+            await self.list()
+        return Reloaded(path=str(new.path or ""), changes=change.said, later=change.later)
+
+    def _apply(self, change: Change) -> bool:
+        for backend in change.removed:
+            self._close(self._entries[backend.type, backend.name])
+        for backend in change.changed:
+            entry = self._entries[backend.type, backend.name]
+            old = entry.restate(backend)
+            self._build(entry)
+            if old is not None:
+                self._retire(old, entry.stated.name)
+        for backend in change.added:
+            self._watch(self._open(backend))
+        return bool(change.changed or change.added)
+
+    async def begin(self) -> None:
+        """Open what is configured, and what was added live before.
+
+        Raises:
+            InvalidArgument: the configuration names a back end that can't be.
+        """
+        for backend in configured(self._config):
+            self._open(backend)
         for backend in await self._records.read(backendrows.all_of):
-            if (backend.type, backend.name) not in self._entries:
+            if all(entry.stated.name != backend.name for entry in self._entries.values()):
                 self._open(backend)
+            else:
+                log.warning(
+                    "%s back end %s was added live, and is now in the configuration", backend.type, backend.name
+                )
+        self.content = self._open_content()
 
     async def serve(self) -> None:
         """Ask the back ends again and again, until cancelled."""
@@ -212,30 +272,37 @@ class Registry:
             self._tasks = None
 
     def close(self) -> None:
-        self.content.close()
+        if hasattr(self, "content"):
+            self.content.close()
         for entry in list(self._entries.values()):
             self._close(entry)
+        for channel in self._retired:
+            channel.close()
 
-    def _open(self, backend: Backend) -> _Entry:
-        settings = self._settings
-        noun = "snapshotter" if backend.type == "snapshot" else f"{backend.type} back end"
-        peer = Peer(
-            name=f"{noun} {backend.name}",
-            namespace=backend.namespace,
-            lease=backend.lease,
-            answer_seconds=settings.answer_seconds,
-            work_seconds=settings.work_seconds,
-        )
-        entry = _Entry(backend=backend, stated=backend, peer=peer, channel=connect(backend.address))
-        peer.breaker.on_open = entry.wake.set
-        if backend.type == "snapshot":
-            remote = RemoteSnapshotter(entry.channel, backend.snapshotter or backend.name)
-            entry.snapshotter = NamespacedSnapshotter(
-                backend.name, self._records, remote, peer=peer, claims=self._claims
-            )
-            entry.remover = SnapshotRemover(backend.name, self._records, remote, peer=peer, claims=self._claims)
-        self._entries[entry.key] = entry
+    def _open(self, backend: Backend) -> Entry:
+        entry = self._made(backend)
+        self._register(entry)
         return entry
+
+    def _made(self, backend: Backend) -> Entry:
+        settings = self._settings
+        return Entry(backend, answer_seconds=settings.answer_seconds, work_seconds=settings.work_seconds)
+
+    def _register(self, entry: Entry) -> None:
+        entry.on_health = lambda name, serving: self.on_health(name, serving)
+        self._build(entry)
+        self._entries[entry.key] = entry
+
+    def _build(self, entry: Entry) -> None:
+        """What is built on a snapshotter's channel: made, or put on the channel that it has now."""
+        if entry.stated.type != "snapshot":
+            return
+        remote, name = entry.remote, entry.stated.name
+        if entry.snapshotter is None:
+            entry.snapshotter = NamespacedSnapshotter(name, self._records, remote, peer=entry.peer, claims=self._claims)
+        else:
+            entry.snapshotter.backend, entry.snapshotter.peer = remote, entry.peer
+        entry.remover = SnapshotRemover(name, self._records, remote, peer=entry.peer, claims=self._claims)
 
     def _open_content(self) -> NamespacedContentStore:
         name = self._settings.content or "content"
@@ -253,71 +320,39 @@ class Registry:
             lane=RemoteTokenLane(entry.channel),
         )
 
-    def _close(self, entry: _Entry) -> None:
+    def _close(self, entry: Entry) -> None:
         self._entries.pop(entry.key, None)
-        probe = self._probes.pop(entry.key, None)
-        if probe is not None:
-            probe.cancel()
+        watch = self._watches.pop(entry.key, None)
+        if watch is not None:
+            watch.cancel()
+        self.on_health(entry.stated.name, None)
         entry.channel.close()
 
-    def _watch(self, entry: _Entry) -> None:
-        if self._tasks is not None:
-            name = f"watch {entry.backend.name}"
-            self._probes[entry.key] = self._tasks.create_task(self._watching(entry), name=name)
+    def _retire(self, channel: Channel, name: str) -> None:
+        """Close a channel when what is under way on it has had its time."""
 
-    async def _watching(self, entry: _Entry) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(self._settings.work_seconds)
+            self._retired.discard(channel)
+            channel.close()
+
+        self._retired.add(channel)
+        if self._tasks is not None:
+            self._tasks.create_task(wait(), name=f"retire {name}")
+
+    def _watch(self, entry: Entry) -> None:
+        if self._tasks is not None:
+            name = f"watch {entry.stated.name}"
+            self._watches[entry.key] = self._tasks.create_task(self._watching(entry), name=name)
+
+    async def _watching(self, entry: Entry) -> None:
         while True:
             entry.wake.clear()
-            await self._probe(entry)
+            await entry.probe()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_SECONDS if entry.backend.error else PAUSE_SECONDS):
                     await entry.wake.wait()
-
-    async def _probe(self, entry: _Entry) -> None:
-        """Ask a back end for something that is not there: that goes all the way through it."""
-        async with entry.turn:
-            before, error = entry.backend.error, ""
-            begun = time.monotonic()
-            try:
-                async with _asking(entry.peer):
-                    await self._ask(entry)
-                    if not entry.asked:
-                        await self._hold(entry)
-                    # Each time: another process may have taken its place.
-                    found = await described(entry.stated, entry.channel)
-                    entry.backend = replace(entry.backend, exports=found.exports, capabilities=found.capabilities)
-            except CarinaError as caught:
-                error = str(caught) or type(caught).__name__
-            entry.slow = bool(error) and time.monotonic() - begun > PROBE_SECONDS / 2
-            if error:
-                entry.asked = False
-            entry.backend = replace(entry.backend, error=error)
-            if error != before or (not error and not entry.asked):
-                self._changed(entry, before, error)
-            entry.asked = not error
-
-    def _changed(self, entry: _Entry, before: str, error: str) -> None:
-        self.on_health(entry.backend.name, not error)
-        if error:
-            log.log(logging.DEBUG if before else logging.WARNING, "%s: %s", entry.peer.name, error)
-        elif before:
-            log.info("%s answers again", entry.peer.name)
-
-    async def _ask(self, entry: _Entry) -> None:
-        with contextlib.suppress(NotFound):
-            if entry.backend.type == "snapshot":
-                name = entry.backend.snapshotter or entry.backend.name
-                await RemoteSnapshotter(entry.channel, name).stat(ABSENT)
-            elif entry.backend.type == "content":
-                await RemoteContentStore(entry.channel).status(ABSENT)
-            else:
-                await in_thread(_must_be_socket, entry.backend.address)
-
-    async def _hold(self, entry: _Entry) -> None:
-        """Make the standing lease, where there is to be one."""
-        if entry.backend.lease:
-            with contextlib.suppress(AlreadyExists):
-                await RemoteLeaseManager(entry.channel).create(Lease(id=entry.backend.lease))
+                    await asyncio.sleep(SHORTEST_PAUSE)
 
 
 @contextlib.asynccontextmanager
@@ -329,19 +364,10 @@ async def open_registry(records: Records, config: Config, settings: Settings) ->
     """
     registry = Registry(records, config, settings)
     try:
-        await registry.load()
+        await registry.begin()
         yield registry
     finally:
         registry.close()
-
-
-@contextlib.asynccontextmanager
-async def _asking(peer: Peer) -> AsyncIterator[None]:
-    """A probe is a call of its own, with nothing of whoever caused it."""
-    call = context.Call(namespace=peer.namespace or "carina", deadline=time.monotonic() + PROBE_SECONDS)
-    with context.use(call):
-        async with peer.probing(PROBE_SECONDS):
-            yield
 
 
 async def _settle(settling: Awaitable[None], peer: Peer) -> None:
@@ -351,43 +377,10 @@ async def _settle(settling: Awaitable[None], peer: Peer) -> None:
         log.warning("%s: not everything could be settled: %s", peer.name, error)
 
 
-def _configured(config: Config) -> Iterable[Backend]:
-    for service, address in config.services.items():
-        kind, _, name = service.partition(".")
-        if kind == "content":
-            yield Backend(type="content", name="content", address=address, own=True, configured=True)
-        elif kind == "snapshots":
-            yield _validate(Backend(type="snapshot", name=name, address=address, own=True, configured=True))
-    for plugin in config.proxy_plugins.values():
-        yield _validate(
-            Backend(
-                type=plugin.type,
-                name=plugin.name,
-                address=plugin.address,
-                namespace=plugin.namespace,
-                snapshotter=plugin.snapshotter,
-                lease=plugin.lease,
-                platform=plugin.platform,
-                exports=plugin.exports,
-                capabilities=plugin.capabilities,
-                configured=True,
-            )
-        )
-
-
-def _validate(backend: Backend) -> Backend:
-    if backend.type not in PLUGIN_TYPES:
-        raise InvalidArgument(f"back end type {backend.type!r} is not one of {', '.join(PLUGIN_TYPES)}")
-    context.validate_identifier(backend.name, "back end name")
-    if backend.namespace:
-        context.validate_identifier(backend.namespace, "namespace")
-    if backend.platform:
-        Platform.parse(backend.platform)
-    socket_path(backend.address)
-    return backend
-
-
-def _must_be_socket(address: str) -> None:
-    path = socket_path(address)
-    if not path.is_socket():
-        raise Unavailable(f"nothing answers at {address}: there is no socket")
+def _forget(connection: sqlite3.Connection, backend: Backend, *, force: bool) -> None:
+    needed = backendrows.dependents(connection, backend.type, backend.name)
+    if needed and not force:
+        raise FailedPrecondition(f"{backend.type} back end {backend.name!r} is needed: {needed}")
+    if backend.type == "snapshot":
+        backendrows.forget_snapshots(connection, backend.name)
+    backendrows.delete(connection, backend.type, backend.name)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,10 +14,11 @@ from carina.aio.threads import in_thread
 from carina.backends.server import PluginsService
 from carina.backup.server import BackupService
 from carina.check.server import CheckService
-from carina.config import socket_path
+from carina.config import Config as Constellation
+from carina.config import load, socket_path
 from carina.containers.server import ContainersService
 from carina.content.server import ContentService
-from carina.errors import DataLoss
+from carina.errors import CarinaError, DataLoss
 from carina.events.server import EventsService, LogService
 from carina.gc.server import GCService
 from carina.images.server import ImagesService
@@ -35,7 +37,7 @@ from metadatad.backends import Registry, open_registry
 from metadatad.backup import DatabaseBackup
 from metadatad.check import Check
 from metadatad.collector import Collector
-from metadatad.config import Config
+from metadatad.config import Config, read
 from metadatad.containers import Containers
 from metadatad.events import Events
 from metadatad.exchange import Exchange, open_exchange
@@ -47,6 +49,8 @@ from metadatad.plugins import Plugins
 from metadatad.records import Records
 from metadatad.sandboxes import Sandboxes
 
+log = logging.getLogger(__name__)
+
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
@@ -56,6 +60,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         exchange = await open_exchange(database, rpc.event_field)
         records = Records(database, deliver=exchange.deliver, limits=config.events)
         registry = await stack.enter_async_context(open_registry(records, config.constellation, config.backends))
+        registry.reread = functools.partial(_reread, config.constellation)
         collector = Collector(records, registry, schedule=config.gc, changed=registry.content.changed)
         records.attach(collector)
         handlers = record_handlers(records, exchange) + backend_handlers(records, registry, collector)
@@ -65,6 +70,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         working = [
             tasks.create_task(collector.serve(), name="collector"),
             tasks.create_task(registry.serve(), name="back ends"),
+            tasks.create_task(_reloading(registry, lifetime), name="reload"),
         ]
         async with serve_rpc(config.address, handlers, name="metadatad") as listener:
             registry.on_health = functools.partial(_health, listener, collector)
@@ -119,7 +125,28 @@ async def _opened(path: Path) -> AsyncIterator[Database]:
         yield database
 
 
-def _health(listener: Listener, collector: Collector, name: str, serving: bool) -> None:
+async def _reloading(registry: Registry, lifetime: Lifetime) -> None:
+    """Take the configuration over whenever SIGHUP asks for it, until cancelled."""
+    while True:
+        await lifetime.asked_to_reload()
+        try:
+            reloaded = await registry.reload()
+        except CarinaError as error:
+            log.error("the configuration stays as it was: %s", error)
+            continue
+        for line in (*reloaded.changes, *reloaded.later):
+            log.info("%s", line)
+        log.info("the configuration was read again: %d changes", len(reloaded.changes))
+
+
+def _reread(before: Constellation) -> Constellation:
+    """The configuration as the file has it now, if this service could be started with it."""
+    found = load(before.path, root=before.root, state=before.state)
+    read(found)
+    return found
+
+
+def _health(listener: Listener, collector: Collector, name: str, serving: bool | None) -> None:
     listener.health.set(name, serving)
     if serving:  # what could not be removed while it was away can be now
         collector.mutated(deletion=True)

@@ -46,6 +46,8 @@ class NamespacedSnapshotter:
         self.name = name
         self.peer = peer
         self.backend = backend
+        self.gone = False
+        """Whether it is being taken out, and no call may begin any more."""
         self._records = records
         self._claims = claims
         self._keys = KeyedLock("snapshot")
@@ -284,7 +286,13 @@ class NamespacedSnapshotter:
 
         A prepare that fails in any way is undone. A commit whose outcome is unknown stays to be settled.
         """
-        begun = await self._records.write(lambda transaction: begin(transaction, intent))
+
+        def write(transaction: Transaction) -> Intent | AlreadyExists:
+            if self.gone:  # nothing comes between this transaction and the one that found no records
+                raise InvalidArgument(f"snapshotter {self.name!r} is not loaded")
+            return begin(transaction, intent)
+
+        begun = await self._records.write(write)
         if isinstance(begun, AlreadyExists):
             raise begun
         self._mine.add(begun.id)

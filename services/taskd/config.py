@@ -95,6 +95,11 @@ def from_constellation(constellation: Constellation) -> Config:
     )
 
 
+def read(constellation: Constellation) -> Config:
+    """See `from_constellation`."""
+    return from_constellation(constellation)
+
+
 def _seconds(section: Mapping[str, Any], key: str) -> float:
     value = section[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 86400:

@@ -12,7 +12,7 @@ address = "unix:///tmp/demo.sock"
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from carina.context import validate_identifier
 from carina.errors import InvalidArgument, NotFound, PermissionDenied
+from carina.platforms import Platform
 
 DEFAULT_PATH: Final = Path("/etc/carina/config.toml")
 DEFAULT_ROOT: Final = Path("/var/lib/carina")
@@ -37,6 +38,8 @@ DAEMONS: Final = MappingProxyType(
 DEFAULT_SNAPSHOTTERS: Final = ("overlayfs", "native")
 SECTIONS: Final = ("content", "snapshots", "metadata", "images", "tasks", "gateway")
 PLUGIN_TYPES: Final = ("snapshot", "content", "diff", "sandbox")
+RESERVED: Final = frozenset((*DAEMONS.values(), "carina", "content", "shim", "walking"))
+"""Names that parts of the constellation have in Health and Introspection, and no plugin can."""
 _PLUGIN_KEYS: Final = ("type", "address", "namespace", "snapshotter", "lease", "platform")
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path (unix(7): sun_path holds 108 with the terminating zero)."""
@@ -137,7 +140,7 @@ def load(path: Path | None = None, *, root: Path | None = None, state: Path | No
         path=path,
         services=services,
         external=external,
-        proxy_plugins=_proxy_plugins(_table(table, "proxy_plugins", where), where),
+        proxy_plugins=_proxy_plugins(_table(table, "proxy_plugins", where), services, where),
         sections={name: _table(table, name, where) for name in SECTIONS},
     )
 
@@ -208,20 +211,59 @@ def _services(table: Mapping[str, Any], state: Path, where: str) -> tuple[dict[s
     return addresses, frozenset(external)
 
 
-def _proxy_plugins(table: Mapping[str, Any], where: str) -> dict[str, ProxyPlugin]:
-    plugins = {}
+def _proxy_plugins(table: Mapping[str, Any], services: Mapping[str, str], where: str) -> dict[str, ProxyPlugin]:
+    plugins: dict[str, ProxyPlugin] = {}
     for name in table:
         entry = _table(table, name, f"{where}: proxy_plugins")
         here = f"{where}: proxy_plugins.{name}"
         _only(entry, (*_PLUGIN_KEYS, "exports", "capabilities"), here)
         fields = {key: _text(entry, key, here) for key in _PLUGIN_KEYS}
-        if fields["type"] not in PLUGIN_TYPES:
-            raise InvalidArgument(f"{here}: type {fields['type']!r} is not one of {', '.join(PLUGIN_TYPES)}")
-        socket_path(fields["address"])
         exports, capabilities = entry.get("exports", {}), entry.get("capabilities", [])
         if not isinstance(exports, dict) or not all(isinstance(value, str) for value in exports.values()):
             raise InvalidArgument(f"{here}: exports must be a table of strings")
         if not isinstance(capabilities, list) or not all(isinstance(value, str) for value in capabilities):
             raise InvalidArgument(f"{here}: capabilities must be a list of strings")
-        plugins[name] = ProxyPlugin(name=name, **fields, exports=exports, capabilities=tuple(capabilities))
+        plugin = ProxyPlugin(name=name, **fields, exports=exports, capabilities=tuple(capabilities))
+        try:
+            validate_plugin(plugin, services, plugins.values())
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{here}: {error}") from error
+        plugins[name] = plugin
     return plugins
+
+
+def validate_plugin(plugin: ProxyPlugin, services: Mapping[str, str], others: Iterable[ProxyPlugin]) -> None:
+    """Check a plugin alone, against the services of the constellation, and against other plugins.
+
+    Raises:
+        InvalidArgument: a value can't be, or two of them contradict each other.
+    """
+    validate_identifier(plugin.name, "name")
+    if plugin.name in RESERVED or f"snapshots.{plugin.name}" in services:
+        raise InvalidArgument(f"the name {plugin.name!r} is that of a part of the constellation: expected another one")
+    if plugin.type not in PLUGIN_TYPES:
+        raise InvalidArgument(f"type {plugin.type!r} is not one of {', '.join(PLUGIN_TYPES)}")
+    path = socket_path(plugin.address)
+    for service, address in services.items():
+        if socket_path(address) == path and not service.startswith(("content", "snapshots.")):
+            raise InvalidArgument(f"address {plugin.address} is that of services.{service}, which is no back end")
+    if plugin.namespace:
+        validate_identifier(plugin.namespace, "namespace")
+    if plugin.lease and not plugin.namespace:
+        raise InvalidArgument("lease needs namespace: a lease is in one")
+    if plugin.snapshotter and plugin.type != "snapshot":
+        raise InvalidArgument(f"snapshotter is for plugins of type snapshot, and this one's is {plugin.type}")
+    if plugin.platform:
+        Platform.parse(plugin.platform)
+    if not all((*plugin.exports, *plugin.capabilities)):
+        raise InvalidArgument("a capability, or the name of an export, must not be empty")
+    for other in others:
+        if _same(plugin, other):
+            raise InvalidArgument(f"it is the same back end as proxy_plugins.{other.name}")
+
+
+def _same(one: ProxyPlugin, other: ProxyPlugin) -> bool:
+    """Whether two plugins would be one back end with two owners."""
+    if (one.type, one.namespace, socket_path(one.address)) != (other.type, other.namespace, socket_path(other.address)):
+        return False
+    return one.type in {"content", "diff"} or (one.snapshotter or one.name) == (other.snapshotter or other.name)

@@ -91,6 +91,36 @@ def test_what_would_be_passed_over_is_refused(tmp_path: Path, text: str, sentenc
         config.load(path)
 
 
+PLUGIN = '[proxy_plugins.x]\ntype = "snapshot"\naddress = "unix:///a"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (PLUGIN + 'platform = "no/such/platform/x"', "proxy_plugins.x: platform .* is not valid"),
+        (PLUGIN + 'lease = "l"', "proxy_plugins.x: lease needs namespace"),
+        (PLUGIN + 'namespace = "a b"', "proxy_plugins.x: namespace 'a b' is not valid"),
+        (PLUGIN + 'capabilities = [""]', "must not be empty"),
+        (PLUGIN.replace("snapshot", "content") + 'snapshotter = "s"', "snapshotter is for plugins of type snapshot"),
+        (PLUGIN.replace(".x]", ".overlayfs]"), "'overlayfs' is that of a part of the constellation"),
+        (PLUGIN.replace(".x]", ".taskd]"), "'taskd' is that of a part"),
+        (PLUGIN.replace(".x]", '."a/b"]'), "'a/b' is not valid"),
+        (PLUGIN + PLUGIN, "is not TOML"),
+        (PLUGIN.replace("/a", "/s/metadatad.sock"), "is that of services.metadata, which is no back end"),
+        (
+            (PLUGIN + PLUGIN.replace(".x]", ".y]")).replace("snapshot", "content"),
+            "proxy_plugins.y: it is the same back end as proxy_plugins.x",
+        ),
+    ],
+)
+def test_a_plugin_that_contradicts_itself_or_others_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    """File, plugin and what is wrong are in the sentence."""
+    path = written(tmp_path, text)
+    with pytest.raises(InvalidArgument, match=sentence) as refused:
+        config.load(path, state=Path("/s"))
+    assert str(path) in str(refused.value)
+
+
 def test_a_directory_is_no_file(tmp_path: Path) -> None:
     """What can't be read is said in a sentence."""
     with pytest.raises(InvalidArgument, match="can't be read: Is a directory"):

@@ -20,6 +20,7 @@ from carina.errors import CarinaError
 log = logging.getLogger(__name__)
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+"""What ends a daemon; SIGHUP asks it to read its configuration again."""
 
 
 class Lifetime:
@@ -28,6 +29,7 @@ class Lifetime:
     def __init__(self, name: str) -> None:
         self.name = name
         self._stopped = asyncio.Event()
+        self._reload: asyncio.Event | None = None
 
     def ready(self) -> None:
         """Say that the service answers now (to the service manager, if there is one)."""
@@ -43,6 +45,19 @@ class Lifetime:
     async def stopped(self) -> None:
         """Return once the process has been asked to end."""
         await self._stopped.wait()
+
+    def reload(self) -> None:
+        """Ask the daemon to read its configuration again, as SIGHUP does."""
+        if self._reload is None:
+            log.info("asked to reload: this service takes its settings over when it is started again")
+        else:
+            self._reload.set()
+
+    async def asked_to_reload(self) -> None:
+        """Return once the process has been asked to read its configuration again."""
+        self._reload = self._reload or asyncio.Event()
+        await self._reload.wait()
+        self._reload.clear()
 
     @property
     def stopping(self) -> bool:
@@ -94,11 +109,12 @@ def _signals(lifetime: Lifetime) -> Iterator[None]:
 
     for number in SIGNALS:
         loop.add_signal_handler(number, received, number)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    loop.add_signal_handler(signal.SIGHUP, lifetime.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, signal.SIGHUP))
     try:
         yield
     finally:
-        for number in SIGNALS:
+        for number in (*SIGNALS, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
 

@@ -30,22 +30,45 @@ class Backend:
     capabilities: Sequence[str] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reloaded:
+    """What reading the configuration again came to, a sentence for each thing that is different."""
+
+    path: str
+    """The file; empty where there is none."""
+    changes: Sequence[str] = ()
+    """In effect now."""
+    later: Sequence[str] = ()
+    """In effect when the service that they are about is started again."""
+
+
 class BackendRegistry(Protocol):
     async def add(self, backend: Backend) -> Backend:
         """Plug a back end in while everything runs; it is there again after a restart.
 
         Raises:
-            AlreadyExists: a back end of this type and name is there.
+            AlreadyExists: a back end of this name is there.
             Unavailable: nothing answers at its address.
-            InvalidArgument: type, name or address can't be.
+            FailedPrecondition: what answers there is not of this type.
+            InvalidArgument: type, name, address or settings can't be.
         """
 
-    async def remove(self, type: str, name: str) -> None:
-        """Take a back end out.
+    async def remove(self, type: str, name: str, *, force: bool = False) -> None:
+        """Take a back end out; an empty type stands for any. With `force`, records of its snapshots are forgotten.
 
         Raises:
             NotFound: no such back end.
             FailedPrecondition: records refer to it, or the configuration names it.
         """
 
-    async def list(self) -> Sequence[Backend]: ...
+    async def list(self) -> Sequence[Backend]:
+        """Every back end as it was last known to be. Waits for none that hangs."""
+
+    async def reload(self) -> Reloaded:
+        """Read the configuration again, and take its proxy plugins over.
+
+        Raises:
+            NotFound: the file has gone.
+            InvalidArgument: the file says something that can't be. Nothing has changed then.
+            FailedPrecondition: records refer to a back end that the file no longer names. Nothing has changed then.
+        """

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from carina.api.carina.plugins.v1 import AddRequest, ListRequest, PluginsStub, RemoveRequest
+from carina.api.carina.plugins.v1 import AddRequest, ListRequest, PluginsStub, ReloadRequest, RemoveRequest
 from carina.api.carina.plugins.v1 import Backend as WireBackend
-from carina.backends import Backend
+from carina.backends import Backend, Reloaded
 from carina.rpc.client import Channel
 
 
@@ -16,6 +16,7 @@ def from_wire(wire: WireBackend) -> Backend:
         namespace=wire.namespace,
         snapshotter=wire.snapshotter,
         lease=wire.lease,
+        platform=wire.platform,
         own=wire.own,
         configured=wire.configured,
         error=wire.error,
@@ -32,6 +33,7 @@ def to_wire(backend: Backend) -> WireBackend:
         namespace=backend.namespace,
         snapshotter=backend.snapshotter,
         lease=backend.lease,
+        platform=backend.platform,
         own=backend.own,
         configured=backend.configured,
         error=backend.error,
@@ -50,8 +52,12 @@ class RemoteBackendRegistry:
         answer = await self._stub.add(AddRequest(backend=to_wire(backend)))
         return from_wire(answer.backend) if answer.backend else backend
 
-    async def remove(self, type: str, name: str) -> None:
-        await self._stub.remove(RemoveRequest(type=type, name=name))
+    async def remove(self, type: str, name: str, *, force: bool = False) -> None:
+        await self._stub.remove(RemoveRequest(type=type, name=name, force=force))
 
     async def list(self) -> Sequence[Backend]:
         return [from_wire(wire) for wire in (await self._stub.list(ListRequest())).backends]
+
+    async def reload(self) -> Reloaded:
+        answer = await self._stub.reload(ReloadRequest())
+        return Reloaded(path=answer.path, changes=tuple(answer.changes), later=tuple(answer.later))

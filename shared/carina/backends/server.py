@@ -6,6 +6,8 @@ from carina.api.carina.plugins.v1 import (
     ListRequest,
     ListResponse,
     PluginsBase,
+    ReloadRequest,
+    ReloadResponse,
     RemoveRequest,
     RemoveResponse,
 )
@@ -24,8 +26,12 @@ class PluginsService(PluginsBase):
         return AddResponse(backend=to_wire(await self._registry.add(from_wire(message.backend))))
 
     async def remove(self, message: RemoveRequest) -> RemoveResponse:
-        await self._registry.remove(message.type, message.name)
+        await self._registry.remove(message.type, message.name, force=message.force)
         return RemoveResponse()
 
     async def list(self, message: ListRequest) -> ListResponse:
         return ListResponse(backends=[to_wire(backend) for backend in await self._registry.list()])
+
+    async def reload(self, message: ReloadRequest) -> ReloadResponse:
+        found = await self._registry.reload()
+        return ReloadResponse(path=found.path, changes=list(found.changes), later=list(found.later))

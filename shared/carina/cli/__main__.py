@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "up": "carina.cli.constellation:up",
     "down": "carina.cli.constellation:down",
     "status": "carina.cli.constellation:status",
+    "reload": "carina.cli.reload:reload",
     "version": "carina.cli.constellation:version",
     "pull": "carina.cli.pull:pull",
     "run": "carina.cli.run:run",
@@ -29,7 +30,6 @@ COMMANDS: Final = {
     "namespaces": "carina.cli.namespaces:namespaces",
     "leases": "carina.cli.leases:leases",
     "events": "carina.cli.events:events",
-    "plugins": "carina.cli.plugins:plugins",
     "plugin": "carina.cli.plugins:plugins",
     "gc": "carina.cli.gc:gc",
     "usage": "carina.cli.usage:usage",
@@ -44,6 +44,7 @@ ALIASES: Final = {"i": "images", "image": "images", "c": "containers", "containe
     "ns": "namespaces",
     "lease": "leases",
     "event": "events",
+    "plugins": "plugin",
 }
 
 
@@ -51,7 +52,7 @@ class LazyGroup(click.Group):
     """A group that imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name in COMMANDS if name != "plugin"]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         place = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))

@@ -69,11 +69,16 @@ def parse_labels(words: Sequence[str]) -> dict[str, str]:
     Raises:
         click.UsageError: a word without `=`.
     """
+    return parse_pairs(words, "label")
+
+
+def parse_pairs(words: Sequence[str], noun: str) -> dict[str, str]:
+    """Raises click.UsageError: a word is not `KEY=VALUE`."""
     parsed = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise click.UsageError(f"label {word!r} is not of the form KEY=VALUE")
+            raise click.UsageError(f"{noun} {word!r} is not of the form KEY=VALUE")
         parsed[key] = value
     return parsed
 

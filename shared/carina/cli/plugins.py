@@ -1,12 +1,13 @@
-"""plugins: what the constellation is made of, and what is plugged in."""
+"""plugin, plugins: what the constellation is made of, and what is plugged in."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from carina.cli import output
 from carina.cli.target import Target
+from carina.config import PLUGIN_TYPES
 from carina.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -49,15 +50,18 @@ def _state(error: str) -> str:
 
 @plugins.command("add")
 @click.argument("name")
-@click.option("--type", "type_", required=True, type=click.Choice(["snapshot", "content", "diff", "sandbox"]))
+@click.option("--type", "type_", required=True, type=click.Choice(PLUGIN_TYPES))
 @click.option("--address", required=True, help="unix:///path of its socket.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="namespace, snapshotter or lease over there."
 )
+@click.option("--platform", default="", metavar="OS/ARCH", help="What it is for; this machine's without it.")
+@click.option("--export", "exports", multiple=True, metavar="KEY=VALUE", help="What it exports, if it does not say so.")
+@click.option("--capability", "capabilities", multiple=True, metavar="WORD", help="What it can, if it does not say so.")
 @click.pass_obj
-def add(target: Target, name: str, type_: str, address: str, settings: Sequence[str]) -> None:
+def add(target: Target, /, name: str, type_: str, address: str, **rest: Any) -> None:
     """Plug in a back end that runs already."""
-    values = output.parse_labels(settings)
+    values = output.parse_pairs(rest["settings"], "--set")
     for key in values:
         if key not in SETTINGS:
             raise InvalidArgument(f"--set {key} is not a setting: expected one of {', '.join(SETTINGS)}")
@@ -70,6 +74,9 @@ def add(target: Target, name: str, type_: str, address: str, settings: Sequence[
             type=type_,
             name=name,
             address=address,
+            platform=rest["platform"],
+            exports=output.parse_pairs(rest["exports"], "--export"),
+            capabilities=rest["capabilities"],
             namespace=values.get("namespace", ""),
             snapshotter=values.get("snapshotter", ""),
             lease=values.get("lease", ""),
@@ -82,15 +89,16 @@ def add(target: Target, name: str, type_: str, address: str, settings: Sequence[
 
 @plugins.command("rm")
 @click.argument("name")
-@click.option("--type", "type_", default="snapshot", show_default=True)
+@click.option("--type", "type_", default="", help="Its type, if that is to be checked.")
+@click.option("--force", is_flag=True, help="Forget the records of its snapshots; the back end keeps what it has.")
 @click.pass_obj
-def remove(target: Target, name: str, type_: str) -> None:
-    """Take a back end out that nothing refers to."""
+def remove(target: Target, name: str, type_: str, force: bool) -> None:
+    """Take a back end out that nothing needs."""
 
     async def work(client: "Client") -> None:
         from carina.backends.client import RemoteBackendRegistry
 
-        await RemoteBackendRegistry(client.channel).remove(type_, name)
+        await RemoteBackendRegistry(client.channel).remove(type_, name, force=force)
 
     target.run(work)
     click.echo(name)

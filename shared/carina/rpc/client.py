@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import grpclib.client
@@ -49,6 +49,8 @@ class Channel(grpclib.client.Channel):
         self._connection: Connection | None = None
         self._dialling: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._all: set[Connection] = set()
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when a connection ends."""
 
     def __repr__(self) -> str:
         return f"Channel({self.address!r})"
@@ -97,7 +99,7 @@ class Channel(grpclib.client.Channel):
         try:
             async with asyncio.timeout(DIAL_SECONDS):
                 _, connection = await loop.create_unix_connection(
-                    lambda: Connection(client=True, ended=self._all.discard), self._socket
+                    lambda: Connection(client=True, ended=self._ended), self._socket
                 )
                 assert connection.greeting is not None
                 await connection.greeting
@@ -113,6 +115,10 @@ class Channel(grpclib.client.Channel):
             raise errors.Unavailable(f"what listens at {self.address} closed the connection")
         self._all.add(connection)
         return connection
+
+    def _ended(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        self.on_lost()
 
     def request(
         self,

@@ -30,8 +30,13 @@ class Health(HealthBase):
             self._serving[name] = False
         self._changed.set()
 
-    def set(self, name: str, serving: bool) -> None:
-        """Say whether a part, or with the empty name the process, can do its work."""
+    def set(self, name: str, serving: bool | None) -> None:
+        """Say whether a part, or with the empty name the process, can do its work; None: there is no such part."""
+        if serving is None:
+            if self._serving.pop(name, None) is not None:
+                changed, self._changed = self._changed, asyncio.Event()
+                changed.set()
+            return
         if self._serving.get(name) is not serving:
             self._serving[name] = serving
             changed, self._changed = self._changed, asyncio.Event()

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from carina.api.containerd.services.sandbox.v1 import (
+    ControllerStatusRequest,
+    ControllerStub,
     StoreCreateRequest,
     StoreDeleteRequest,
     StoreGetRequest,
@@ -70,3 +72,15 @@ class RemoteSandboxStore:
 
     async def delete(self, id: str) -> None:
         await self._stub.delete(StoreDeleteRequest(sandbox_id=id))
+
+
+class RemoteSandboxController:
+    """The controller that the other end of a channel knows by a name. Other calls are passed on as they come."""
+
+    def __init__(self, channel: Channel, name: str) -> None:
+        self._stub = ControllerStub(channel)
+        self._name = name
+
+    async def status(self, id: str) -> str:
+        """A sandbox's state, in a word of the controller's choice. Raises NotFound."""
+        return (await self._stub.status(ControllerStatusRequest(sandbox_id=id, sandboxer=self._name))).state

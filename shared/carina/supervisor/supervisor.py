@@ -1,4 +1,4 @@
-"""The supervisor: starts services, restarts those that end, stops them in order.
+"""The supervisor: starts services, restarts those that end, stops them in order, and passes SIGHUP on to them.
 
 starting --READY=1--> ready --exit--> waiting (0.1 s, doubled up to 5 s) --> starting
 """
@@ -77,6 +77,8 @@ class Supervisor:
     _children: list[Child] = field(default_factory=list)
     _stopping: bool = False
     _stop_signals: int = 0
+    _terminal: bool = False
+    """Whether it was started from a terminal."""
 
     def run(self) -> None:
         """Returns after an orderly stop.
@@ -86,6 +88,7 @@ class Supervisor:
             Unavailable: a service did not become ready.
         """
         make_directories(self.config)
+        self._terminal = _has_terminal()
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock.hold(self.config.root, "root"))
             stack.enter_context(lock.hold(self.config.state, "state directory"))
@@ -120,6 +123,9 @@ class Supervisor:
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
             return
+        if number == signal.SIGHUP and not (self._terminal and not _has_terminal()):
+            self._reload()
+            return
         self._stopping = True
         self._stop_signals += 1
         if self._stop_signals > 1:
@@ -127,6 +133,13 @@ class Supervisor:
                 if child.pid:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(child.pid, signal.SIGKILL)
+
+    def _reload(self) -> None:
+        """Have services read their configuration again; one that is starting has just done so."""
+        for child in self._children:
+            if child.pid and child.ready:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGHUP)
 
     def _supervise(self, wake: socket.socket, notify: NotifySocket) -> None:
         limit = time.monotonic() + START_LIMIT
@@ -251,6 +264,15 @@ class Supervisor:
                     if not os.waitpid(child.pid, os.WNOHANG)[0]:
                         _say(f"{child.name} (pid {child.pid}) does not end, even by SIGKILL")
                 child.pid = 0
+
+
+def _has_terminal() -> bool:
+    """Whether there is a controlling terminal. SIGHUP says that it has gone, or comes from somebody else."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def open_log(path: Path) -> int:

@@ -24,6 +24,12 @@ def steady(arguments):
     ready()
     time.sleep(60)
 
+def attentive(arguments):
+    signal.signal(signal.SIGHUP, lambda *_: print("reads again", flush=True))
+    ready()
+    while True:
+        time.sleep(60)
+
 def stubborn(arguments):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     steady(arguments)
@@ -54,10 +60,16 @@ class Running:
         self.log = directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *services: str, stdout: int | None = None) -> "subprocess.Popen[bytes]":
+    def start(
+        self, *services: str, stdout: int | None = None, terminal: int | None = None
+    ) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-c", PROGRAM, str(self.directory), *services]
+        if terminal is not None:
+            command = ["setsid", "--ctty", *command]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=stdout or log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdin=terminal, stdout=stdout or log, stderr=log, start_new_session=terminal is None
+            )
         return self.process
 
     def children(self) -> list[int]:
@@ -88,15 +100,46 @@ def gone(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_everything(running: Running, number: int) -> None:
-    """SIGTERM, SIGINT and the terminal's SIGHUP stop every service in order."""
+    """SIGTERM and SIGINT stop every service in order."""
     process = running.start("content=steady", "gateway=steady")
     running.wait_for("all ready")
     children = running.children()
     process.send_signal(number)
 
     assert process.wait(10) == 0
+    assert len(children) == 2
+    assert gone(children)
+
+
+def test_a_hangup_is_passed_on(running: Running) -> None:
+    """SIGHUP from somebody has services read their configuration again, and ends nothing."""
+    process = running.start("content=attentive", "gateway=attentive")
+    running.wait_for("all ready")
+    process.send_signal(signal.SIGHUP)
+    limit = time.monotonic() + 30
+    while running.log.read_text().count("reads again") < 2:
+        assert time.monotonic() < limit, running.log.read_text()
+        time.sleep(0.01)
+
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def test_the_end_of_its_terminal_stops_everything(running: Running) -> None:
+    """The terminal's own SIGHUP, when a connection or window is closed, stops what was started in it."""
+    master, slave = os.openpty()
+    try:
+        process = running.start("content=attentive", "gateway=steady", terminal=slave)
+        running.wait_for("all ready")
+        children = running.children()
+    finally:
+        os.close(slave)
+        os.close(master)
+
+    assert process.wait(30) == 0
     assert len(children) == 2
     assert gone(children)
 

@@ -11,6 +11,8 @@ __all__ = (
     "ListResponse",
     "PluginsBase",
     "PluginsStub",
+    "ReloadRequest",
+    "ReloadResponse",
     "RemoveRequest",
     "RemoveResponse",
 )
@@ -109,6 +111,11 @@ class Backend(betterproto2.Message):
         11, betterproto2.TYPE_STRING, repeated=True
     )
 
+    platform: "str" = betterproto2.field(12, betterproto2.TYPE_STRING)
+    """
+    What it is for, `os/architecture`; empty for this machine's.
+    """
+
 
 default_message_pool.register_message("carina.plugins.v1", "Backend", Backend)
 
@@ -132,10 +139,53 @@ default_message_pool.register_message("carina.plugins.v1", "ListResponse", ListR
 
 
 @dataclass(eq=False, repr=False)
+class ReloadRequest(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message(
+    "carina.plugins.v1", "ReloadRequest", ReloadRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class ReloadResponse(betterproto2.Message):
+    path: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The file that was read; empty where the service has none.
+    """
+
+    changes: "list[str]" = betterproto2.field(
+        2, betterproto2.TYPE_STRING, repeated=True
+    )
+    """
+    What is different from now on, a sentence each.
+    """
+
+    later: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    What the file says otherwise than before, and services take over only when they are started again.
+    """
+
+
+default_message_pool.register_message(
+    "carina.plugins.v1", "ReloadResponse", ReloadResponse
+)
+
+
+@dataclass(eq=False, repr=False)
 class RemoveRequest(betterproto2.Message):
     type: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Empty: whatever type it has.
+    """
 
     name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    force: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    Forget the records of its snapshots; nothing is removed at the back end.
+    """
 
 
 default_message_pool.register_message(
@@ -204,6 +254,9 @@ class PluginsStub(betterproto2_grpclib.ServiceStub):
         deadline: "Deadline | None" = None,
         metadata: "MetadataLike | None" = None,
     ) -> "ListResponse":
+        """
+        Every back end as it was last known to be, without waiting for any.
+        """
 
         if message is None:
             message = ListRequest()
@@ -212,6 +265,30 @@ class PluginsStub(betterproto2_grpclib.ServiceStub):
             "/carina.plugins.v1.Plugins/List",
             message,
             ListResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def reload(
+        self,
+        message: "ReloadRequest | None" = None,
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ReloadResponse":
+        """
+        Reads the configuration file again and takes its proxy plugins over, all of them or, with an error, none.
+        """
+
+        if message is None:
+            message = ReloadRequest()
+
+        return await self._unary_unary(
+            "/carina.plugins.v1.Plugins/Reload",
+            message,
+            ReloadResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
@@ -234,6 +311,16 @@ class PluginsBase(betterproto2_grpclib.ServiceBase):
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
     async def list(self, message: "ListRequest") -> "ListResponse":
+        """
+        Every back end as it was last known to be, without waiting for any.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def reload(self, message: "ReloadRequest") -> "ReloadResponse":
+        """
+        Reads the configuration file again and takes its proxy plugins over, all of them or, with an error, none.
+        """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
@@ -261,6 +348,14 @@ class PluginsBase(betterproto2_grpclib.ServiceBase):
         response = await self.list(request)
         await stream.send_message(response)
 
+    async def __rpc_reload(
+        self, stream: "grpclib.server.Stream[ReloadRequest, ReloadResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.reload(request)
+        await stream.send_message(response)
+
     def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
         return {
             "/carina.plugins.v1.Plugins/Add": grpclib.const.Handler(
@@ -280,5 +375,11 @@ class PluginsBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ListRequest,
                 ListResponse,
+            ),
+            "/carina.plugins.v1.Plugins/Reload": grpclib.const.Handler(
+                self.__rpc_reload,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ReloadRequest,
+                ReloadResponse,
             ),
         }
