@@ -26,11 +26,12 @@ _EXPIRED: Final = (
 _PINNED: Final = (
     "SELECT 1 FROM pins WHERE namespace = :namespace AND node = :node AND (kind = 'root' OR until >= :moment)"
 )
+_UNEXPIRED: Final = f"NOT EXISTS ({_EXPIRED})"  # noqa: S608 (of constants)
 _ONE: Final[Mapping[str, str]] = {
     "containers": "SELECT 1 FROM containers WHERE namespace = :namespace AND id = :id",
     "sandboxes": "SELECT 1 FROM sandboxes WHERE namespace = :namespace AND id = :id",
-    "images": "SELECT 1 FROM images WHERE namespace = :namespace AND name = :id AND NOT EXISTS (" + _EXPIRED + ")",
-    "leases": "SELECT 1 FROM leases WHERE namespace = :namespace AND id = :id AND NOT EXISTS (" + _EXPIRED + ")",
+    "images": f"SELECT 1 FROM images WHERE namespace = :namespace AND name = :id AND {_UNEXPIRED}",  # noqa: S608
+    "leases": f"SELECT 1 FROM leases WHERE namespace = :namespace AND id = :id AND {_UNEXPIRED}",  # noqa: S608
     "ingests": "SELECT 1 FROM ingests WHERE namespace = :namespace AND ref = :id AND expires_at >= :moment",
     "content": _PINNED,
     "snapshots": _PINNED,

@@ -198,7 +198,7 @@ def test_the_plan_is_what_a_collection_removes(
     database: sqlite3.Connection, first: set[str], of_first: Edges, second: set[str], of_second: Edges, removed: str
 ) -> None:
     """Over two namespaces that share blobs: the same objects and the same bytes, with an image's record gone or not."""
-    for table in ("pins", "edges", "images", "blobs", "snapshots", "leases", "ingests", "namespaces", "tombstones", "candidates"):
+    for table in "pins edges images blobs snapshots leases ingests namespaces tombstones candidates".split():
         database.execute(f"DELETE FROM {table}")
     fill(database, "1", first, of_first)
     fill(database, "2", second, of_second)

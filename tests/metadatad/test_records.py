@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from carina.events import Envelope
 from carina.sqlite import open_database
 from carina.typed import TypedValue
 from metadatad import namespaces

@@ -55,10 +55,13 @@ def test_a_pull_mends_damage(own: Constellation, registry: Registry, finder: str
     layers = (image.layer(image.busybox_tar()), image.layer(image.tar({"etc/motd": f"{finder} {puller}".encode()})))
     pushed = image.build(layers=layers)
     reference = registry.push(f"test/damaged-{finder}-{puller}", "1", pushed)
-    pull = {
-        "carina": lambda: own.carina("pull", "--plain-http", reference),
-        "ctr": lambda: own.ctr("images", "pull", "--plain-http", reference),
-    }[puller]
+
+    def pull() -> None:
+        if puller == "carina":
+            own.carina("pull", "--plain-http", reference)
+        else:
+            own.ctr("images", "pull", "--plain-http", reference)
+
     pull()
     assert check(own) == (0, [])
     damaged = sorted({pushed.digest, layers[1].blob.digest, *(blob.digest for blob in pushed.blobs[-1:])})
