@@ -26,7 +26,7 @@ _EXPIRED: Final = (
 _PINNED: Final = (
     "SELECT 1 FROM pins WHERE namespace = :namespace AND node = :node AND (kind = 'root' OR until >= :moment)"
 )
-_UNEXPIRED: Final = f"NOT EXISTS ({_EXPIRED})"  # noqa: S608 (of constants)
+_UNEXPIRED: Final = f"NOT EXISTS ({_EXPIRED})"
 _ONE: Final[Mapping[str, str]] = {
     "containers": "SELECT 1 FROM containers WHERE namespace = :namespace AND id = :id",
     "sandboxes": "SELECT 1 FROM sandboxes WHERE namespace = :namespace AND id = :id",
