@@ -6,8 +6,8 @@ Every way in which a registry says no becomes one error with one sentence that n
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
@@ -28,6 +28,8 @@ from imaged.auth import Authorizer
 from imaged.hosts import Host
 
 MAX_REDIRECTS: Final = 5
+Body = Callable[[], bytes | AsyncIterable[bytes]]
+"""Makes the body of a request, once more for each time that it is sent."""
 _TRANSIENT: Final = frozenset((408, 425, 500, 502, 503, 504))
 
 
@@ -71,10 +73,12 @@ class Repository:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Sent to the registry's hosts, never to where they redirect."""
     retry: Retry = Retry()
+    actions: str = "pull"
+    """What tokens are asked for: `pull`, or `pull,push`."""
 
     @property
     def scope(self) -> str:
-        return f"repository:{self.reference.repository}:pull"
+        return f"repository:{self.reference.repository}:{self.actions}"
 
     def able(self, capability: str) -> list[Host]:
         """The hosts to ask in turn. Raises NotFound where there is none."""
@@ -88,17 +92,29 @@ class Repository:
 
     @contextlib.asynccontextmanager
     async def request(
-        self, host: Host, url: str, *, what: str, method: str = "GET", headers: Mapping[str, str] | None = None
+        self,
+        host: Host,
+        url: str,
+        *,
+        what: str,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        also: str = "",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request that succeeded, redirects and challenges seen to; `what` names the object in errors.
+
+        `also` is a further scope that the request needs a token for.
 
         Raises:
             Transient: another attempt may succeed.
             NotFound, Unauthenticated, PermissionDenied, Unavailable: what the registry says.
         """
+        scope = f"{self.scope} {also}".strip()
+        sending = _Sending(method=method, headers=headers or {}, body=body)
         for _ in range(3):
-            sent = self.authorizer.header(host, self.scope)
-            async with self._follow(host, url, method=method, headers=headers or {}, authorization=sent) as response:
+            sent = self.authorizer.header(host, scope)
+            async with self._follow(host, url, sending, authorization=sent) as response:
                 if response.status != 401 or not _same_origin(str(response.url), host):
                     raise_for_status(response, f"registry {host.authority}", self.reference, what)
                     yield response
@@ -106,35 +122,36 @@ class Repository:
                 challenges = response.headers.getall("WWW-Authenticate", [])
             if not challenges:
                 break
-            await self._authorize(host, challenges, sent)
+            await self._authorize(host, scope, challenges, sent)
         raise Unauthenticated(f"registry {host.authority} keeps refusing repository {self.reference.repository} (401)")
 
-    async def _authorize(self, host: Host, challenges: list[str], sent: str | None) -> None:
+    async def _authorize(self, host: Host, scope: str, challenges: list[str], sent: str | None) -> None:
         try:
-            await self.authorizer.answer(host, self.scope, challenges, refused=sent)
+            await self.authorizer.answer(host, scope, challenges, refused=sent)
         except Unauthenticated as error:
             raise Unauthenticated(f"repository {self.reference.repository}: {error}") from error
 
     @contextlib.asynccontextmanager
     async def _follow(
-        self, host: Host, url: str, *, method: str, headers: Mapping[str, str], authorization: str | None
+        self, host: Host, url: str, sending: "_Sending", *, authorization: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(MAX_REDIRECTS + 1):
                 own = _same_origin(url, host)
-                sent = {**(host.headers if own else {}), **(self.headers if own else {}), **headers}
+                sent = {**(host.headers if own else {}), **(self.headers if own else {}), **sending.headers}
                 if own and authorization:
                     sent["Authorization"] = authorization
-                response = await stack.enter_async_context(self._one(method, url, sent, host))
+                response = await stack.enter_async_context(self._one(url, replace(sending, headers=sent), host))
                 location = response.headers.get("Location", "")
                 if response.status not in (301, 302, 303, 307, 308) or not location:
                     yield response
                     return
                 await stack.aclose()
-                url = self._redirected(url, location, host)
+                url = self.target(url, location, host)
             raise Unavailable(f"registry {host.authority} redirects more than {MAX_REDIRECTS} times")
 
-    def _redirected(self, url: str, location: str, host: Host) -> str:
+    def target(self, url: str, location: str, host: Host) -> str:
+        """Where an answer to a request of `url` sends one. Raises PermissionDenied for what is not to be followed."""
         target = urljoin(url, location)
         parts = urlsplit(target)
         if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
@@ -144,14 +161,13 @@ class Repository:
         return target
 
     @contextlib.asynccontextmanager
-    async def _one(
-        self, method: str, url: str, headers: Mapping[str, str], host: Host
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _one(self, url: str, sending: "_Sending", host: Host) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
             response = await self.session.request(
-                method,
+                sending.method,
                 URL(url, encoded=True),
-                headers={"Accept-Encoding": "identity", **headers},
+                headers={"Accept-Encoding": "identity", **sending.headers},
+                data=sending.body() if sending.body else None,
                 allow_redirects=False,
                 ssl=host.tls,
             )
@@ -164,6 +180,13 @@ class Repository:
                 response.release()
             else:
                 response.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sending:
+    method: str
+    headers: Mapping[str, str]
+    body: Body | None = None
 
 
 def raise_for_status(response: aiohttp.ClientResponse, registry: str, reference: Reference, what: str) -> None:
