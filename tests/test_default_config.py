@@ -27,6 +27,7 @@ SERVICES = {
     "metadata": lambda whole: _comparable(metadatad.config.read(whole)),
     "metadata.gc": lambda whole: _comparable(metadatad.config.read(whole)),
     "images": imaged.config.Config.of,
+    "images.diff": imaged.config.Config.of,
     "tasks": taskd.config.from_constellation,
     "gateway": gatewayd.config.read,
 }

@@ -13,6 +13,9 @@ max_layer_entries = 20000000
 max_layer_ratio = 500                     # unpacked bytes for each compressed one, of layers from 8 GiB up
 max_layer_memory = 1073741824             # of the process that applies it
 
+[images.diff]
+default = []                              # differs in the order of asking: "walking" and names of proxy plugins
+
 [images.stream_processors.ID]             # containerd's: a program that makes layers of layers
 accepts = ["MEDIA TYPE"]
 returns = "MEDIA TYPE"
@@ -46,6 +49,7 @@ _KEYS: Final = frozenset(
         "attempts",
         "connect_timeout",
         "stall_timeout",
+        "diff",
         "stream_processors",
         "sync_fs",
         *_LIMITS,
@@ -60,8 +64,8 @@ class Config:
     address: str
     metadata: str
     """Address of metadatad."""
-    differs: Mapping[str, str] = field(default_factory=dict)
-    """External differs: name -> address."""
+    differs: tuple[str, ...] = ()
+    """Names of the differs to ask in turn; none: our own and then every one that is plugged in."""
     config_path: Path = DEFAULT_CONFIG_PATH
     max_concurrent_downloads: int = 4
     default_snapshotter: str = "overlayfs"
@@ -83,7 +87,7 @@ class Config:
             root=whole.root / "imaged",
             address=whole.services["images"],
             metadata=whole.services["metadata"],
-            differs={one.name: one.address for one in whole.proxy_plugins.values() if one.type == "diff"},
+            differs=_differs(table.get("diff", {})),
             config_path=Path(str(table.get("config_path", DEFAULT_CONFIG_PATH))),
             max_concurrent_downloads=int(_number(table, "max_concurrent_downloads", 4, least=1, most=64)),
             default_snapshotter=str(table.get("default_snapshotter", "overlayfs")),
@@ -99,6 +103,20 @@ class Config:
 def read(whole: Whole) -> Config:
     """Raises InvalidArgument, naming the key."""
     return Config.of(whole)
+
+
+def _differs(table: Any) -> tuple[str, ...]:
+    if not isinstance(table, dict):
+        raise InvalidArgument("images.diff must be a table")
+    for key in table:
+        if key != "default":
+            raise InvalidArgument(f"images.diff.{key} is not a setting: expected one of default")
+    names = table.get("default", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise InvalidArgument("images.diff.default must be a list of names of differs")
+    if len(set(names)) < len(names):
+        raise InvalidArgument("images.diff.default names a differ twice")
+    return tuple(names)
 
 
 def _limits(table: Mapping[str, Any]) -> Limits:

@@ -11,9 +11,9 @@ from typing import Final
 from carina import context
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
+from carina.backends.client import RemoteBackendRegistry
+from carina.backends.plugged import Plugged
 from carina.content.client import RemoteContentStore
-from carina.diff import Differ
-from carina.diff.client import RemoteDiffer
 from carina.diff.server import DiffService
 from carina.errors import CarinaError
 from carina.images.client import RemoteImageStore
@@ -43,13 +43,10 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
     scratch = await in_thread(_scratch, config.root)
     async with contextlib.AsyncExitStack() as stack:
         metadata = stack.enter_context(contextlib.closing(connect(config.metadata)))
-        external: dict[str, Differ] = {
-            name: RemoteDiffer(stack.enter_context(contextlib.closing(connect(address))))
-            for name, address in config.differs.items()
-        }
+        plugged = stack.enter_context(contextlib.closing(Plugged(RemoteBackendRegistry(metadata), "diff")))
         content = RemoteContentStore(metadata)
         own = LocalDiffer(content, scratch=scratch, limits=config.limits, processors=config.stream_processors)
-        differ = Differs(own, external)
+        differ = Differs(own, plugged, order=config.differs, stall=config.stall_timeout)
         transfers = Transfers(
             Stores(
                 content=content,
@@ -71,7 +68,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             TransferService(transfers, streams),
             StreamingService(streams),
             DiffService(differ),
-            IntrospectionService(config),
+            IntrospectionService(),
         ]
         listener = await stack.enter_async_context(serve_rpc(config.address, handlers, name="imaged"))
         await stack.enter_async_context(_watching(metadata, listener))

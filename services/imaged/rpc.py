@@ -5,14 +5,14 @@ from carina.api.containerd.services.introspection.v1 import IntrospectionBase, P
 from carina.introspection import Plugin
 from carina.introspection.client import to_wire
 from carina.platforms import host
-from imaged.config import Config
+from imaged.differs import OWN
 
 
 class IntrospectionService(IntrospectionBase):
     """Describes imaged's plugins; the gateway merges those of every service."""
 
-    def __init__(self, config: Config) -> None:
-        self._plugins = plugins(config)
+    def __init__(self) -> None:
+        self._plugins = plugins()
 
     async def plugins(self, message: PluginsRequest) -> PluginsResponse:
         matches = filtering.compile(message.filters)
@@ -25,13 +25,11 @@ class IntrospectionService(IntrospectionBase):
         )
 
 
-def plugins(config: Config) -> list[Plugin]:
-    """What containerd would list for the work that imaged does."""
+def plugins() -> list[Plugin]:
+    """What containerd would list for the work that imaged does. Differs that are plugged in are metadatad's to list."""
     platforms = (host(),)
-    external = [Plugin(type="io.containerd.differ.v1", id=name, platforms=platforms) for name in config.differs]
     return [
-        Plugin(type="io.containerd.differ.v1", id="walking", platforms=platforms),
-        *external,
+        Plugin(type="io.containerd.differ.v1", id=OWN, platforms=platforms),
         Plugin(type="io.containerd.transfer.v1", id="local", platforms=platforms),
         Plugin(type="io.containerd.streaming.v1", id="manager"),
         Plugin(type="io.containerd.service.v1", id="diff-service"),

@@ -11,16 +11,20 @@ from typing import Final
 
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
+from carina.backends.client import RemoteBackendRegistry
+from carina.backends.plugged import Plugged
 from carina.containers import ContainerStore
 from carina.containers.client import RemoteContainerStore
 from carina.events.client import RemoteEventLog, RemoteEventService
 from carina.rpc.client import connect
 from carina.rpc.server import serve as serve_rpc
+from carina.sandboxes.server import ControllersService
 from carina.sqlite import open_database
 from carina.sqlite.migrations import migrations
 from carina.tasks.server import TasksService
 from carina.ttrpc.server import serve as serve_events
 from taskd.config import Config
+from taskd.controllers import PluggedControllers
 from taskd.delivery import Delivery, Log
 from taskd.outbox import Outbox
 from taskd.reconcile import reconcile
@@ -90,13 +94,16 @@ async def opened(config: Config, containers: ContainerStore, events: Log) -> Asy
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Serve until the process is asked to end. Shims and containers go on."""
     channel = connect(config.metadata)
+    plugged = Plugged(RemoteBackendRegistry(channel), "sandbox")
     try:
         delivery = Delivery(RemoteEventLog(channel), RemoteEventService(channel))
+        controllers = PluggedControllers(plugged, call_seconds=config.call_seconds, work_seconds=config.create_seconds)
         async with opened(config, RemoteContainerStore(channel), delivery) as own:
-            handlers = [TasksService(own.tasks), own.introspection]
+            handlers = [TasksService(own.tasks), ControllersService(controllers), own.introspection]
             async with serve_rpc(config.address, handlers, name="taskd"):
                 lifetime.ready()
                 await lifetime.stopped()
                 own.registry.give_up_waits()
     finally:
+        plugged.close()
         channel.close()

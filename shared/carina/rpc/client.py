@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import grpclib.client
@@ -139,6 +139,41 @@ class Channel(grpclib.client.Channel):
             limits.append(time.monotonic() + deadline.time_remaining())
         limit = min(limits, default=None)
         return ClientStream(self, name, cardinality, reply_type, call=call, deadline=limit, extra=metadata)
+
+    @contextlib.asynccontextmanager
+    async def attended(self, name: str, seconds: float) -> AsyncIterator[None]:
+        """The calls of the block last as long as their work, and the peer lives: it answers pings.
+
+        Raises:
+            Unavailable: it has answered none for so long; `name` is what it is called.
+        """
+        loop = asyncio.get_running_loop()
+
+        async def watch() -> None:
+            await self._lifeless(seconds)
+            limit.reschedule(loop.time())
+
+        try:
+            async with asyncio.timeout(None) as limit:
+                watching = loop.create_task(watch(), name=f"attend {name}")
+                try:
+                    yield
+                finally:
+                    watching.cancel()
+        except TimeoutError as error:
+            if limit.expired():
+                raise errors.Unavailable(f"{name} does not answer since {seconds:.3g} s") from error
+            raise
+
+    async def _lifeless(self, seconds: float) -> None:
+        """Return once the peer has not answered a ping for so long."""
+        while True:
+            connection = self._connection
+            if connection is not None and not connection.closed:
+                pong = connection.ping()
+                if not (await asyncio.wait([pong], timeout=seconds))[0]:
+                    return
+            await asyncio.sleep(seconds / 4)
 
     def close(self) -> None:
         """Close the connection; calls in flight fail with Unavailable."""

@@ -1,6 +1,29 @@
-"""Serves any sandbox store over gRPC."""
+"""Serves any sandbox store over gRPC, and passes calls to sandbox controllers on."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 from carina.api.containerd.services.sandbox.v1 import (
+    ControllerBase,
+    ControllerCreateRequest,
+    ControllerCreateResponse,
+    ControllerMetricsRequest,
+    ControllerMetricsResponse,
+    ControllerPlatformRequest,
+    ControllerPlatformResponse,
+    ControllerShutdownRequest,
+    ControllerShutdownResponse,
+    ControllerStartRequest,
+    ControllerStartResponse,
+    ControllerStatusRequest,
+    ControllerStatusResponse,
+    ControllerStopRequest,
+    ControllerStopResponse,
+    ControllerStub,
+    ControllerUpdateRequest,
+    ControllerUpdateResponse,
+    ControllerWaitRequest,
+    ControllerWaitResponse,
     StoreBase,
     StoreCreateRequest,
     StoreCreateResponse,
@@ -13,10 +36,69 @@ from carina.api.containerd.services.sandbox.v1 import (
     StoreUpdateRequest,
     StoreUpdateResponse,
 )
+from carina.rpc.client import Channel
 from carina.rpc.codec import Encoded
 from carina.rpc.lists import encoded
 from carina.sandboxes import SandboxStore
 from carina.sandboxes.client import from_wire, to_wire
+
+
+class Controllers(Protocol):
+    """Sandbox controllers of other processes."""
+
+    def reach(
+        self, sandboxer: str, *, work: bool = False, endless: bool = False
+    ) -> AbstractAsyncContextManager[Channel]:
+        """A channel to the controller of that name, for one call that is answered at once, works, or waits.
+
+        Raises:
+            NotFound: there is none.
+            Unimplemented: it would be our own.
+            Unavailable: it does not answer.
+        """
+
+
+class ControllersService(ControllerBase):
+    """Passes each call on to the controller that it names."""
+
+    def __init__(self, controllers: Controllers) -> None:
+        self._reach = controllers.reach
+
+    async def create(self, message: ControllerCreateRequest) -> ControllerCreateResponse:
+        async with self._reach(message.sandboxer, work=True) as channel:
+            return await ControllerStub(channel).create(message)
+
+    async def start(self, message: ControllerStartRequest) -> ControllerStartResponse:
+        async with self._reach(message.sandboxer, work=True) as channel:
+            return await ControllerStub(channel).start(message)
+
+    async def platform(self, message: ControllerPlatformRequest) -> ControllerPlatformResponse:
+        async with self._reach(message.sandboxer) as channel:
+            return await ControllerStub(channel).platform(message)
+
+    async def stop(self, message: ControllerStopRequest) -> ControllerStopResponse:
+        async with self._reach(message.sandboxer, work=True) as channel:
+            return await ControllerStub(channel).stop(message)
+
+    async def wait(self, message: ControllerWaitRequest) -> ControllerWaitResponse:
+        async with self._reach(message.sandboxer, endless=True) as channel:
+            return await ControllerStub(channel).wait(message)
+
+    async def status(self, message: ControllerStatusRequest) -> ControllerStatusResponse:
+        async with self._reach(message.sandboxer) as channel:
+            return await ControllerStub(channel).status(message)
+
+    async def shutdown(self, message: ControllerShutdownRequest) -> ControllerShutdownResponse:
+        async with self._reach(message.sandboxer, work=True) as channel:
+            return await ControllerStub(channel).shutdown(message)
+
+    async def metrics(self, message: ControllerMetricsRequest) -> ControllerMetricsResponse:
+        async with self._reach(message.sandboxer) as channel:
+            return await ControllerStub(channel).metrics(message)
+
+    async def update(self, message: ControllerUpdateRequest) -> ControllerUpdateResponse:
+        async with self._reach(message.sandboxer) as channel:
+            return await ControllerStub(channel).update(message)
 
 
 class SandboxesService(StoreBase):
