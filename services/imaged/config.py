@@ -3,6 +3,7 @@
 [images]
 config_path = "/etc/carina/certs.d"       # REGISTRY/hosts.toml
 max_concurrent_downloads = 4              # connections to a registry that one pull keeps busy
+max_concurrent_uploaded_layers = 3        # blobs that one push sends at a time
 default_snapshotter = "overlayfs"
 attempts = 5                              # how often something transient is tried
 connect_timeout = 15                      # seconds
@@ -45,6 +46,7 @@ _KEYS: Final = frozenset(
     (
         "config_path",
         "max_concurrent_downloads",
+        "max_concurrent_uploaded_layers",
         "default_snapshotter",
         "attempts",
         "connect_timeout",
@@ -68,6 +70,7 @@ class Config:
     """Names of the differs to ask in turn; none: our own and then every one that is plugged in."""
     config_path: Path = DEFAULT_CONFIG_PATH
     max_concurrent_downloads: int = 4
+    max_concurrent_uploaded_layers: int = 3
     default_snapshotter: str = "overlayfs"
     attempts: int = 5
     connect_timeout: float = 15.0
@@ -90,6 +93,7 @@ class Config:
             differs=_differs(table.get("diff", {})),
             config_path=Path(str(table.get("config_path", DEFAULT_CONFIG_PATH))),
             max_concurrent_downloads=int(_number(table, "max_concurrent_downloads", 4, least=1, most=64)),
+            max_concurrent_uploaded_layers=int(_number(table, "max_concurrent_uploaded_layers", 3, least=1, most=64)),
             default_snapshotter=str(table.get("default_snapshotter", "overlayfs")),
             attempts=int(_number(table, "attempts", 5, least=1, most=100)),
             connect_timeout=_number(table, "connect_timeout", 15.0, least=0.1, most=3600),

@@ -56,6 +56,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
                 differ=differ,
                 default_snapshotter=config.default_snapshotter,
                 downloads=config.max_concurrent_downloads,
+                uploads=config.max_concurrent_uploaded_layers,
                 capabilities=_capabilities(metadata),
                 sync_fs=config.sync_fs,
             ),

@@ -57,6 +57,8 @@ class Stores:
     """Flush each layer to disk before its snapshot is committed."""
     downloads: int = 4
     """Connections to a registry that one pull keeps busy."""
+    uploads: int = 3
+    """Blobs that one push sends at a time."""
 
 
 async def pull(stores: Stores, repository: Repository, into: Store, *, tracker: Tracker) -> list[Image]:

@@ -62,6 +62,10 @@ class Transient(Unavailable):
         return ResourceExhausted(text) if self.exhausted else Unavailable(text)
 
 
+class TooLarge(Unavailable):
+    """The registry, or what is before it, takes no request of that size."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
     """What is needed to talk about one repository."""
@@ -101,17 +105,19 @@ class Repository:
         headers: Mapping[str, str] | None = None,
         body: Body | None = None,
         also: str = "",
+        wait: float = 0.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request that succeeded, redirects and challenges seen to; `what` names the object in errors.
 
-        `also` is a further scope that the request needs a token for.
+        `also` is a further scope that the request needs a token for; `wait` is how many seconds the answer may
+        take where that is more than usual.
 
         Raises:
             Transient: another attempt may succeed.
             NotFound, Unauthenticated, PermissionDenied, Unavailable: what the registry says.
         """
         scope = f"{self.scope} {also}".strip()
-        sending = _Sending(method=method, headers=headers or {}, body=body)
+        sending = _Sending(method=method, headers=headers or {}, body=body, wait=wait)
         for _ in range(3):
             sent = self.authorizer.header(host, scope)
             async with self._follow(host, url, sending, authorization=sent) as response:
@@ -162,6 +168,9 @@ class Repository:
 
     @contextlib.asynccontextmanager
     async def _one(self, url: str, sending: "_Sending", host: Host) -> AsyncIterator[aiohttp.ClientResponse]:
+        timeout = self.session.timeout
+        if sending.wait:
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout.sock_connect, sock_read=sending.wait)
         try:
             response = await self.session.request(
                 sending.method,
@@ -170,6 +179,7 @@ class Repository:
                 data=sending.body() if sending.body else None,
                 allow_redirects=False,
                 ssl=host.tls,
+                timeout=timeout,
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Transient(f"registry {host.authority} can't be reached: {_reason(error)}") from error
@@ -187,6 +197,7 @@ class _Sending:
     method: str
     headers: Mapping[str, str]
     body: Body | None = None
+    wait: float = 0.0
 
 
 def raise_for_status(response: aiohttp.ClientResponse, registry: str, reference: Reference, what: str) -> None:
@@ -208,6 +219,8 @@ def raise_for_status(response: aiohttp.ClientResponse, registry: str, reference:
         error = Transient(f"{registry} {limited}: {what} of repository {repository} ({status})")
         error.wait, error.exhausted = _retry_after(response), status == 429
         raise error
+    if status == 413:
+        raise TooLarge(f"{registry} refuses {what} of repository {repository} as too large ({status})")
     raise Unavailable(f"{registry} answers {status} for {what} of repository {repository}")
 
 

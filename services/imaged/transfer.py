@@ -21,6 +21,7 @@ from imaged.hosts import hosts
 from imaged.ingest import CALL_SECONDS
 from imaged.progress import Tracker
 from imaged.pull import Stores, lease, names, pull, record
+from imaged.push import push
 from imaged.registry import Repository, Retry
 
 MAX_HEADERS: Final = 64
@@ -63,6 +64,15 @@ class Transfers(Transfer):
             async with self._repository(parsed, access) as repository:
                 await pull(self.stores, repository, into, tracker=tracker)
 
+    async def push(
+        self, source: Store, reference: str, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
+    ) -> None:
+        parsed = Reference.parse(reference)
+        tracker = Tracker(source.name, on_progress)
+        with context.no_deadline():
+            async with self._repository(parsed, access, actions="pull,push") as repository:
+                await push(self.stores, repository, source, tracker=tracker)
+
     async def tag(self, name: str, into: Store) -> None:
         async with lease(self.stores.leases):
             with context.deadline(CALL_SECONDS):
@@ -82,7 +92,9 @@ class Transfers(Transfer):
                 yield chunk
 
     @contextlib.asynccontextmanager
-    async def _repository(self, reference: Reference, access: Access) -> AsyncIterator[Repository]:
+    async def _repository(
+        self, reference: Reference, access: Access, *, actions: str = "pull"
+    ) -> AsyncIterator[Repository]:
         """A repository to talk to, with a session of its own: nothing that one caller is allowed leaks to another."""
         for name in access.headers:
             if name.lower() in _FORBIDDEN_HEADERS or len(access.headers) > MAX_HEADERS:
@@ -97,7 +109,7 @@ class Transfers(Transfer):
             timeout=timeout,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            connector=aiohttp.TCPConnector(limit=self.stores.downloads + 2),
+            connector=aiohttp.TCPConnector(limit=max(self.stores.downloads, self.stores.uploads) + 2),
             read_bufsize=1 << 20,
             headers={"User-Agent": "carina/0.1"},
             max_line_size=16384,
@@ -110,4 +122,5 @@ class Transfers(Transfer):
                 authorizer=Authorizer(session, access.credentials),
                 headers=access.headers,
                 retry=self._retry,
+                actions=actions,
             )

@@ -21,7 +21,7 @@ MAX_LENGTH: Final = 1024
 _LABEL: Final = r"(?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]*[A-Za-z0-9])"
 _DOMAIN: Final = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[A-Fa-f0-9:]+\])(?::[0-9]{{1,5}})?")
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_REPOSITORY: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+REPOSITORY: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -75,7 +75,7 @@ class Reference:
         repository, colon, tag = path.partition(":")
         if _DOMAIN.fullmatch(domain) is None:
             raise InvalidArgument(f"reference {_shown(text)} is not valid: {_shown(domain)} is not a registry's host")
-        if len(domain) + len(repository) >= MAX_NAME_LENGTH or _REPOSITORY.fullmatch(repository) is None:
+        if len(domain) + len(repository) >= MAX_NAME_LENGTH or REPOSITORY.fullmatch(repository) is None:
             raise InvalidArgument(f"reference {_shown(text)} is not valid: {_shown(repository)} is not a repository")
         if colon and _TAG.fullmatch(tag) is None:
             raise InvalidArgument(f"reference {_shown(text)} is not valid: {_shown(tag)} is not a tag")

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from aiohttp import web
 
+from carina.content import Info
+from carina.descriptor import Descriptor
+from carina.digest import Digest
+from carina.images import Image as StoredImage
 from imaged.pull import Stores
 from imaged.registry import Retry
 from imaged.transfer import Timeouts, Transfers
@@ -27,6 +31,15 @@ class World:
 
     def __post_init__(self) -> None:
         self.differ = HashingDiffer(self.content)
+
+    def put(self, name: str, image: Image) -> None:
+        """Have an image without a pull."""
+        for blob in (*image.blobs, *image.manifests):
+            digest = Digest(blob.digest)
+            self.content.blobs[digest] = blob.data
+            self.content.infos[digest] = Info(digest=digest, size=blob.size)
+        root = Descriptor(media_type=image.root.media_type, digest=Digest(image.digest), size=image.root.size)
+        self.images.images[name] = StoredImage(name=name, target=root)
 
     def transfers(self, config_path: Path | None = None) -> Transfers:
         stores = Stores(

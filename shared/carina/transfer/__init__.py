@@ -15,7 +15,8 @@ class Progress:
     """One step of a transfer, in containerd's words."""
 
     event: str
-    """`waiting`, `downloading`, `already exists`, `complete`, `extracting`, `extracted`, `saved`, or a sentence."""
+    """`waiting`, `downloading`, `uploading`, `already exists`, `complete`,
+    `extracting`, `extracted`, `saved`, or a sentence."""
     name: str = ""
     """The image, or the key of a piece of content (`layer-sha256:…`)."""
     parents: tuple[str, ...] = ()
@@ -129,6 +130,21 @@ class Transfer(Protocol):
             unpacks=tuple(Unpack(platform=platform, snapshotter=snapshotter) for platform, snapshotter in unpack),
         )
         await self.fetch(reference, into, access=Access(plain_http=plain_http), on_progress=on_progress)
+
+    async def push(
+        self, source: Store, reference: str, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
+    ) -> None:
+        """Put the image `source.name` into a registry. What is there already is not sent.
+
+        Of an index, `source.platforms` takes one image as the manifest that it is, several as an index of them.
+
+        Raises:
+            NotFound: there is no such image, or not all of its content is here.
+            InvalidArgument: the reference is not complete, or names another digest.
+            Unavailable: the registry can't be reached, or refuses what it gets.
+            Unauthenticated, PermissionDenied: it refuses access.
+            ResourceExhausted: it limits requests.
+        """
 
     async def tag(self, name: str, into: Store) -> None:
         """Record an image under a further name. Raises NotFound."""

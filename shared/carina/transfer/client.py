@@ -42,18 +42,14 @@ class RemoteTransfer(Transfer):
     async def fetch(
         self, reference: str, into: Store, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
     ) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            resolver = wire.RegistryResolver(
-                headers=dict(access.headers),
-                host_dir=access.host_dir,
-                default_scheme="http" if access.plain_http else access.scheme,
-            )
-            if access.credentials:
-                stream = await stack.enter_async_context(self._stream("creds"))
-                resolver.auth_stream = stream.id
-                await stack.enter_async_context(_beside(_answer(stream, access.credentials), "credentials"))
-            source = wire.OciRegistry(reference=reference, resolver=resolver)
-            await self._call(_any("OCIRegistry", source), _any("ImageStore", _store(into)), on_progress)
+        async with self._registry(reference, access) as registry:
+            await self._call(registry, _any("ImageStore", _store(into)), on_progress)
+
+    async def push(
+        self, source: Store, reference: str, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
+    ) -> None:
+        async with self._registry(reference, access) as registry:
+            await self._call(_any("ImageStore", _store(source)), registry, on_progress)
 
     async def tag(self, name: str, into: Store) -> None:
         source = _any("ImageStore", wire.ImageStore(name=name))
@@ -85,6 +81,21 @@ class RemoteTransfer(Transfer):
             finally:
                 saving.cancel()
                 await asyncio.wait([saving])
+
+    @contextlib.asynccontextmanager
+    async def _registry(self, reference: str, access: Access) -> AsyncIterator[WireAny]:
+        """A registry as an end of a transfer, with a stream beside it that gives credentials."""
+        async with contextlib.AsyncExitStack() as stack:
+            resolver = wire.RegistryResolver(
+                headers=dict(access.headers),
+                host_dir=access.host_dir,
+                default_scheme="http" if access.plain_http else access.scheme,
+            )
+            if access.credentials:
+                stream = await stack.enter_async_context(self._stream("creds"))
+                resolver.auth_stream = stream.id
+                await stack.enter_async_context(_beside(_answer(stream, access.credentials), "credentials"))
+            yield _any("OCIRegistry", wire.OciRegistry(reference=reference, resolver=resolver))
 
     async def _call(self, source: WireAny, destination: WireAny, on_progress: OnProgress | None) -> None:
         request = TransferRequest(source=source, destination=destination)

@@ -76,6 +76,11 @@ class TransferService(TransferBase):
                 into = _store(decode(wire.ImageStore, destination.value))
                 access = self._access(registry, namespace)
                 await self._transfer.fetch(registry.reference, into, access=access, on_progress=on_progress)
+            case "ImageStore", "OCIRegistry":
+                registry = decode(wire.OciRegistry, destination.value)
+                stored = _store(decode(wire.ImageStore, source.value))
+                access = self._access(registry, namespace)
+                await self._transfer.push(stored, registry.reference, access=access, on_progress=on_progress)
             case "ImageStore", "ImageStore":
                 name = decode(wire.ImageStore, source.value).name
                 await self._transfer.tag(name, _store(decode(wire.ImageStore, destination.value)))
