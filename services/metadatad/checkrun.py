@@ -101,7 +101,7 @@ def _old(
     marks = ", ".join("?" for _ in types)
     return connection.execute(
         f"SELECT id, type, key FROM tombstones WHERE type IN ({marks}) AND backend = ? "  # noqa: S608
-        "AND created_at < ? AND id > ? ORDER BY id LIMIT ?",
+        "AND max(created_at, until) < ? AND id > ? ORDER BY id LIMIT ?",
         (*types, backend, limit, after, PAGE),
     ).fetchall()
 

@@ -243,6 +243,7 @@ class Collector:
 
 
 def _outlook(connection: sqlite3.Connection) -> tuple[int, int | None]:
-    """Candidates that are due already, and when the next is."""
+    """Candidates that are due already, and when the next one is, or the next look for a removal."""
     moment = now()
-    return candidates.waiting(connection, moment), candidates.next_due(connection, moment)
+    dues = [candidates.next_due(connection, moment), tombstones.next_due(connection, moment)]
+    return candidates.waiting(connection, moment), min((due for due in dues if due is not None), default=None)

@@ -1,7 +1,8 @@
 """What back ends are to remove, removed: one `Remover` for each, so that a slow one holds up only itself.
 
 Only what has a tombstone is touched, and only after a look at the records under the object's claim.
-A tombstone goes when the back end no longer has the object; what fails stays for the next time.
+A tombstone goes when the back end no longer has the object; what fails stays for the next time,
+and so does what a call that was given up may make yet.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from carina.content import ContentStore
 from carina.digest import Digest
 from carina.errors import CarinaError, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable, Unimplemented
 from carina.snapshots import Snapshotter
+from carina.sqlite import now
 from metadatad import tombstones
 from metadatad.claims import Claims
 from metadatad.peers import Peer
@@ -162,7 +164,9 @@ class SnapshotRemover:
                 async with self._peer.working():
                     await self._backend.remove(tombstone.key)
             except NotFound:
-                pass
+                if tombstone.until > now():
+                    await self._records.database.write(lambda connection: tombstones.look_later(connection, tombstone))
+                    return False
             faults.point("metadatad.removal.snapshot.removed")
             return True
 
@@ -183,4 +187,4 @@ async def _pass(
             await records.database.write(lambda connection: tombstones.drop(connection, done))  # noqa: B023
             faults.point("metadatad.removal.cleared")
         if len(done) < len(page):
-            return False
+            return not await records.read(lambda connection: tombstones.waiting(connection, types, backend, 1))

@@ -249,10 +249,10 @@ def end(connection: sqlite3.Connection, intent: Intent) -> None:
     connection.execute("DELETE FROM intents WHERE id = ?", (intent.id,))
 
 
-def abandon(transaction: Transaction, intent: Intent) -> None:
-    """End an intent whose call failed; what the back end may have made of it is to be removed there."""
+def abandon(transaction: Transaction, intent: Intent, *, awaited: bool = False) -> None:
+    """End an intent whose call failed; what the back end made of it, or may make yet, is to be removed there."""
     end(transaction.connection, intent)
-    tombstones.bury_snapshot(transaction.connection, intent.snapshotter, intent.backend_key)
+    tombstones.bury_snapshot(transaction.connection, intent.snapshotter, intent.backend_key, awaited=awaited)
     transaction.deletion = True
 
 

@@ -194,7 +194,7 @@ class NamespacedSnapshotter:
             if happened and known is not None and taken is None:
                 snaprows.finish_commit(transaction, intent)
             else:
-                snaprows.abandon(transaction, intent)
+                snaprows.abandon(transaction, intent, awaited=intent.action != "commit")
 
         await self._records.write(decide)
 
@@ -284,7 +284,8 @@ class NamespacedSnapshotter:
     async def _intended(self, intent: Intent, begin: Begin) -> AsyncIterator[Intent]:
         """The intent is written, and stays until the block has recorded its outcome.
 
-        A prepare that fails in any way is undone. A commit whose outcome is unknown stays to be settled.
+        A prepare that fails in any way is undone, also if the back end carries it out later.
+        A commit whose outcome is unknown stays to be settled.
         """
 
         def write(transaction: Transaction) -> Intent | AlreadyExists:
@@ -304,7 +305,10 @@ class NamespacedSnapshotter:
             if begun.action == "commit" and not certain:
                 await finish(self._ask(begun))
             elif not (isinstance(error, AlreadyExists) and begun.action != "commit"):
-                await finish(self._records.write(lambda transaction: snaprows.abandon(transaction, begun)))
+                awaited = begun.action != "commit" and not certain
+                await finish(
+                    self._records.write(lambda transaction: snaprows.abandon(transaction, begun, awaited=awaited))
+                )
             raise
         finally:
             self._mine.discard(begun.id)

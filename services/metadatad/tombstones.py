@@ -1,13 +1,20 @@
 """Objects that back ends are still to remove, and numbers for the objects that they are to make.
 
 A tombstone is written in the transaction that removes a record, so a crash never loses it.
+That of a snapshot whose making was given up is kept for a while when the snapshot is not there: it may come yet.
 """
 
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from carina.sqlite import now
+
+AWAITED: Final = 24 * 3600 * 1_000_000
+"""Microseconds for which a snapshot may be made by a call that was given up."""
+_SHORTEST: Final = 1_000_000
+_LONGEST: Final = 3600 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +26,9 @@ class Tombstone:
     size: int
     expected: str | None
     """Of an ingest: the blob that it became if the back end no longer has it."""
+    created_at: int
+    until: int
+    """Until then it may come although it is not there."""
 
 
 def backend_key(connection: sqlite3.Connection, namespace: str, key: str) -> str:
@@ -43,10 +53,28 @@ def bury_ingest(connection: sqlite3.Connection, backend_ref: str, expected: str 
     _bury(connection, "ingest", "", backend_ref, 0, expected)
 
 
-def bury_snapshot(connection: sqlite3.Connection, snapshotter: str, key: str) -> None:
-    """Have the back end remove a snapshot, unless a record or an intent still needs it."""
+def bury_snapshot(connection: sqlite3.Connection, snapshotter: str, key: str, *, awaited: bool = False) -> None:
+    """Have the back end remove a snapshot, unless a record or an intent still needs it; also if it comes only later."""
     if not snapshot_needed(connection, snapshotter, key):
         _bury(connection, "snapshot", snapshotter, key, 0)
+        if awaited:
+            connection.execute(
+                "UPDATE tombstones SET until = ? WHERE type = 'snapshot' AND backend = ? AND key = ?",
+                (now() + AWAITED, snapshotter, key),
+            )
+
+
+def look_later(connection: sqlite3.Connection, tombstone: Tombstone) -> None:
+    """It is not there yet. The pauses grow with the time since it was given up."""
+    moment = now()
+    pause = min(max((moment - tombstone.created_at) // 4, _SHORTEST), _LONGEST)
+    connection.execute("UPDATE tombstones SET due = ? WHERE id = ?", (moment + pause, tombstone.id))
+
+
+def next_due(connection: sqlite3.Connection, moment: int) -> int | None:
+    """When the next look is due that was not at that moment; None without one."""
+    found: int | None = connection.execute("SELECT min(due) FROM tombstones WHERE due > ?", (moment,)).fetchone()[0]
+    return found
 
 
 def exhume(connection: sqlite3.Connection, type: str, backend: str, key: str) -> None:
@@ -88,9 +116,9 @@ def waiting(connection: sqlite3.Connection, types: Sequence[str], backend: str, 
     """The oldest tombstones of a back end; snapshots were buried children first."""
     marks = ", ".join("?" for _ in types)
     rows = connection.execute(
-        f"SELECT id, type, key, size, expected FROM tombstones WHERE type IN ({marks}) AND backend = ? "  # noqa: S608
-        "ORDER BY id LIMIT ?",
-        (*types, backend, limit),
+        f"SELECT id, type, key, size, expected, created_at, until FROM tombstones WHERE type IN ({marks}) "  # noqa: S608
+        "AND backend = ? AND due <= ? ORDER BY id LIMIT ?",
+        (*types, backend, now(), limit),
     )
     return [Tombstone(*row) for row in rows]
 
@@ -98,16 +126,19 @@ def waiting(connection: sqlite3.Connection, types: Sequence[str], backend: str, 
 def backends_waiting(connection: sqlite3.Connection) -> list[tuple[str, str]]:
     """(type, name) of every back end with something to remove; the name is empty for content."""
     rows = connection.execute(
-        "SELECT DISTINCT CASE type WHEN 'snapshot' THEN 'snapshot' ELSE 'content' END, backend FROM tombstones"
+        "SELECT DISTINCT CASE type WHEN 'snapshot' THEN 'snapshot' ELSE 'content' END, backend FROM tombstones "
+        "WHERE due <= ?",
+        (now(),),
     )
     return [(type, name) for type, name in rows]
 
 
 def totals(connection: sqlite3.Connection) -> list[tuple[str, int, int]]:
-    """Type (`content`, `ingest`, `snapshot/NAME`), number and bytes of what is still to be removed."""
+    """Type (`content`, `ingest`, `snapshot/NAME`), number and bytes of what is there and still to be removed."""
     rows = connection.execute(
         "SELECT CASE type WHEN 'snapshot' THEN 'snapshot/' || backend ELSE type END AS kind, count(*), sum(size) "
-        "FROM tombstones GROUP BY kind ORDER BY kind"
+        "FROM tombstones WHERE due <= ? GROUP BY kind ORDER BY kind",
+        (now(),),
     )
     return [(kind, count, size) for kind, count, size in rows]
 

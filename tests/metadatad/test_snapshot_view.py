@@ -95,8 +95,8 @@ async def faulty(path: Path) -> AsyncIterator[tuple[Faulty, NamespacedSnapshotte
 
 
 async def counts(records: Records) -> tuple[int, int, int]:
-    """Rows of snapshots, intents and tombstones."""
-    tables = ("snapshots", "intents", "tombstones")
+    """Rows of snapshots, intents and tombstones, without those of snapshots that were not there when looked for."""
+    tables = ("snapshots", "intents", "tombstones WHERE due = 0")
     return await records.read(
         lambda c: tuple(c.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
     )
