@@ -16,7 +16,7 @@ from taskd import log as shim_log
 from taskd.bundle import Bundle
 from taskd.leftovers import kill_leftovers
 from taskd.registry import Registry
-from taskd.runtime import find_shim, is_runc
+from taskd.runtime import find_shim, is_own, is_runc
 from taskd.shim import restore_path, runc_options
 from taskd.task import Phase, Task
 
@@ -73,7 +73,7 @@ async def _create(registry: Registry, task: Task, container: Container, request:
     options = request.options if request.options is not None and request.options.value else None
     if options is None and container.runtime is not None:
         options = container.runtime.options
-    if is_runc(binary):
+    if is_runc(binary) or is_own(binary):
         options = runc_options(options, config.runc_root)
     await in_thread(bundle.create, container.spec.value)
     task.binary, task.runtime = binary, runtime

@@ -40,7 +40,7 @@ async def _connect(registry: Registry, outbox: Outbox, task: Task) -> None:
         bootstrap = await in_thread(bundle.bootstrap)
         if bootstrap is None:
             raise NotFound("its shim never answered")
-        shim = await registry.shim_at(task, bootstrap)
+        shim = await registry.regain(task, bootstrap)
     except CarinaError as error:
         log.warning("task %s/%s is cleaned up: %s", *task.key, error)
         await registry.clean_up(task)

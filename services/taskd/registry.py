@@ -26,6 +26,7 @@ from taskd.config import Config
 from taskd.leftovers import kill_leftovers, remove_socket
 from taskd.outbox import Kind, Outbox
 from taskd.process import Process
+from taskd.runtime import is_own
 from taskd.shim import Launcher, Shim
 from taskd.task import Phase, Task
 
@@ -129,9 +130,25 @@ class Registry:
                 task.enter(Phase.CONNECTING)
                 self.in_background(self._reconnect(task, shim.bootstrap), f"reconnect {'/'.join(key)}")
 
+    async def regain(self, task: Task, bootstrap: Bootstrap) -> Shim:
+        """The shim at an address again; where one of ours has died, another, which takes its containers over.
+
+        Raises:
+            CarinaError: there is none, or the container has ended meanwhile.
+        """
+        try:
+            return await self.shim_at(task, bootstrap)
+        except Unavailable:
+            if task.binary is None or not is_own(task.binary) or task.own_exit_status() is not None:
+                raise
+        async with self._locks.hold(("regain", bootstrap.address), seconds=_LOCK_SECONDS):
+            found = await self.launcher.start(task.bundle, task.binary, None)
+        await in_thread(task.bundle.remember_bootstrap, found)
+        return await self.shim_at(task, found)
+
     async def _reconnect(self, task: Task, bootstrap: Bootstrap) -> None:
         try:
-            shim = await self.shim_at(task, bootstrap)
+            shim = await self.regain(task, bootstrap)
             try:
                 await shim.state(task.id, seconds=self.config.start_seconds)
             except CarinaError as error:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from carina import shim
 from carina.errors import InvalidArgument, NotFound
 
 RUNC_OPTIONS: Final = "containerd.runc.v1.Options"
 RUNC_CHECKPOINT_OPTIONS: Final = "containerd.runc.v1.CheckpointOptions"
 _PREFIX: Final = "containerd-shim-"
+_RUNC: Final = "containerd-shim-runc-v2"
 
 
 def binary_name(runtime: str) -> str:
@@ -31,6 +33,8 @@ def binary_name(runtime: str) -> str:
 def find_shim(runtime: str, directories: Sequence[str] = ()) -> Path:
     """The shim of a runtime: a path as it is, a name on PATH, in `directories` or beside our own program.
 
+    Where containerd's shim for runc is not installed, ours serves in its place.
+
     Raises:
         InvalidArgument: the name is not one.
         NotFound: the shim is not there, or not executable.
@@ -43,10 +47,18 @@ def find_shim(runtime: str, directories: Sequence[str] = ()) -> Path:
     beside = (os.path.dirname(sys.executable), os.path.dirname(os.path.abspath(sys.argv[0])))
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *directories, *beside])
     found = shutil.which(name, path=path)
+    if found is None and name == _RUNC:
+        found = shutil.which(shim.BINARY, path=path)
     if found is None or not os.path.isabs(found):
         raise NotFound(f"runtime {runtime!r}: binary {name} is not installed")
     return Path(found)
 
 
-def is_runc(shim: Path) -> bool:
-    return shim.name.startswith(f"{_PREFIX}runc-")
+def is_runc(binary: Path) -> bool:
+    """Whether it is one of containerd's shims for runc."""
+    return binary.name.startswith(f"{_PREFIX}runc-")
+
+
+def is_own(binary: Path) -> bool:
+    """Whether it is our shim: it takes runc's options too."""
+    return binary.name == shim.BINARY

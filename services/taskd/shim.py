@@ -32,10 +32,10 @@ from carina.typed import TypedValue
 from taskd import command
 from taskd.bundle import Bootstrap, Bundle
 from taskd.config import Config
-from taskd.runtime import RUNC_CHECKPOINT_OPTIONS, RUNC_OPTIONS, is_runc
+from taskd.ownshim import running
+from taskd.runtime import RUNC_CHECKPOINT_OPTIONS, RUNC_OPTIONS, is_own, is_runc
 
 M = TypeVar("M", bound=betterproto2.Message)
-
 CONNECT_SECONDS: Final = 5.0
 _VERSIONS: Final = (2, 3)
 _BOOTSTRAP_SINCE: Final = (2, 3)
@@ -283,6 +283,8 @@ class Launcher:
             Unavailable: it did not start in time, and was killed.
             CarinaError: it failed, or answered nonsense.
         """
+        if is_own(binary) and (found := await in_thread(running, bundle, self.config)):
+            return found
         output = await command.run(
             binary,
             self._arguments(bundle.namespace, bundle.id, "start"),

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from carina import context
+from carina import context, shim
 from carina.api.containerd import events as wire
 from carina.config import load
 from carina.containers import Container
@@ -35,6 +35,7 @@ from taskd.daemon import opened
 from taskd.daemon import serve as serve_taskd
 
 RUNC = "io.containerd.runc.v2"
+OWN = "io.containerd.carina.v1"
 
 
 class Containers:
@@ -98,6 +99,7 @@ class World:
 
     def __init__(self, directory: Path, rootfs: Path, settings: dict[str, Any]) -> None:
         self.directory, self.rootfs = directory, rootfs
+        self.runtime = RUNC
         self.namespace = f"carina-test-{secrets.token_hex(4)}"
         self.containers, self.events = Containers(), Events()
         self.root, self.state = directory / "root", directory / "state"
@@ -170,7 +172,7 @@ class World:
         self,
         *arguments: str,
         id: str = "",
-        runtime: str = RUNC,
+        runtime: str = "",
         terminal: bool = False,
         annotations: dict[str, str] | None = None,
         options: TypedValue | None = None,
@@ -179,7 +181,7 @@ class World:
         id = id or f"c{secrets.token_hex(4)}"
         self.containers.records[id] = Container(
             id=id,
-            runtime=Runtime(name=runtime, options=options),
+            runtime=Runtime(name=runtime or self.runtime, options=options),
             spec=spec(self.namespace, id, *arguments, terminal=terminal, annotations=annotations),
         )
         return id
@@ -211,6 +213,9 @@ class World:
         for pid in self.shims():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        socket = shim.socket(address=str(self.config.gateway), namespace=self.namespace, group="")
+        for path in (socket, f"{socket}.lock"):
+            Path(path).unlink(missing_ok=True)
         base = Path("/sys/fs/cgroup")
         for processes in base.glob(f"*/{self.namespace}/*/cgroup.procs"):
             for line in processes.read_text().split():
@@ -241,11 +246,12 @@ def _command_line(pid: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def world(**settings: Any) -> AsyncIterator[World]:
+async def world(runtime: str = RUNC, **settings: Any) -> AsyncIterator[World]:
     """A world without taskd yet; the calls in the block are made in its namespace."""
     directory = Path(tempfile.mkdtemp(prefix="ct-", dir="/tmp"))
     await asyncio.to_thread(make_rootfs, directory / "rootfs")
     made = await asyncio.to_thread(World, directory, directory / "rootfs", settings)
+    made.runtime = runtime
     made.connect()
     try:
         async with made.metadata():

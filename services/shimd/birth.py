@@ -1,0 +1,99 @@
+"""`start`: the address of the group's shim, which is made unless there is one.
+
+The socket listens before the address is told. The shim is a fork of this process: no second interpreter is started.
+"""
+
+import json
+import os
+import socket as sockets
+import sys
+from typing import Final
+
+from carina import shim
+from carina.errors import InvalidArgument
+from shimd.config import Config
+from shimd.lock import GroupLock
+
+_JSON_SINCE: Final = 2
+
+
+def begin(config: Config) -> None:
+    """Print how to reach the shim; the one that was made stays behind.
+
+    Raises:
+        InvalidArgument: the container or its namespace is not named.
+    """
+    if not config.namespace or not config.id:
+        raise InvalidArgument("start needs -namespace and -id")
+    path = socket_path(config)
+    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    with GroupLock(path) as held:
+        held.wait()
+        listener = None if _answers(path) else _listen(path)
+        if listener is not None and os.fork() == 0:
+            held.leave()
+            _stay(config, listener, path)
+    os.write(1, _told(config, path))
+
+
+def socket_path(config: Config) -> str:
+    """The socket of the group that the bundle belongs to."""
+    try:
+        with open(os.path.join(config.bundle, "config.json"), "rb") as file:
+            spec = file.read()
+    except FileNotFoundError:
+        spec = b""
+    group = shim.group(spec, config.id, grouping=config.grouping)
+    return shim.socket(address=config.address, namespace=config.namespace, group=group)
+
+
+def _answers(path: str) -> bool:
+    with sockets.socket(sockets.AF_UNIX) as own:
+        try:
+            own.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def _listen(path: str) -> sockets.socket:
+    listener = sockets.socket(sockets.AF_UNIX)
+    temporary = f"{path}.new"
+    if os.path.exists(temporary):
+        os.unlink(temporary)
+    listener.bind(temporary)
+    os.chmod(temporary, 0o600)
+    listener.listen(1024)
+    os.rename(temporary, path)
+    return listener
+
+
+def _told(config: Config, path: str) -> bytes:
+    address = f"unix://{path}"
+    if config.bootstrap < _JSON_SINCE:
+        return address.encode()
+    version = min(config.bootstrap, shim.VERSION)
+    return json.dumps({"version": version, "address": address, "protocol": "ttrpc"}).encode()
+
+
+def _stay(config: Config, listener: sockets.socket, path: str) -> None:
+    """Become the shim, and end with it."""
+    status = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2) if not os.environ.get("CARINA_SHIM_TRACE") else (0, 1):
+            os.dup2(null, descriptor)
+        os.close(null)
+        from shimd.daemon import serve
+
+        serve(config, listener, path)
+        status = 0
+    except BaseException as error:
+        from shimd.journal import failed
+
+        failed("the shim", error, bundle=config.bundle)
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
