@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     if "system" not in request.keywords:
         # Pools and caches of libraries may keep a few open; a leak in a loop shows beyond that.
         assert len(os.listdir("/proc/self/fd")) <= descriptors + 16
+
+
+def pytest_configure() -> None:
+    """What the tests start takes signals as in a terminal, also where the suite itself runs in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import signal
 import time
 from datetime import UTC, datetime
@@ -23,19 +24,19 @@ from taskd.rpc import forward_event
 
 pytestmark = pytest.mark.root
 POINTS = [point for point in points() if point.startswith("taskd.")]
-EVENTS = 50
 
 
 async def shim(state: Path, ledger: Ledger, taskd: Service) -> None:
     """Publish events, each once, until taskd is dead."""
+    limit = time.monotonic() + SECONDS
     with contextlib.suppress(CarinaError, OSError):
-        for number in range(EVENTS):
+        for number in itertools.count():
             topic = f"/shim/{number}"
             event = TypedValue(type_url="shim", value=b"")
             envelope = Envelope(timestamp=datetime.now(UTC), namespace=NAMESPACE, topic=topic, event=event)
             call = forward_event(str(state / "carina.sock.ttrpc"), envelope)
             await ledger.step({("event", topic): present(1)}, call)
-            if not taskd.alive:
+            if not taskd.alive or time.monotonic() > limit:
                 return
 
 
