@@ -199,7 +199,7 @@ async def test_pids_metrics_update(carina: World) -> None:
     assert metrics[0].data.type_url.endswith("Metrics")
     assert {metric.id for metric in await carina.tasks.metrics()} == {id, other}
     await carina.tasks.update(id, TypedValue(RESOURCES, b'{"pids": {"limit": 77}}'))
-    limits = Path("/sys/fs/cgroup").glob(f"**/{carina.namespace}/{id}/pids.max")
+    limits = Path("/sys/fs/cgroup").glob(f"*/{carina.namespace}/{id}/pids.max")
     assert [path.read_text() for path in limits] == ["77\n"]
     assert {task.container_id for task in await carina.tasks.list()} == {id, other}
     await _end(carina, id)
