@@ -1,15 +1,17 @@
 """Settings of the gateway, from `[gateway]`."""
 
 import grp
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from carina.config import Config as Constellation
 from carina.errors import InvalidArgument
 
-_KEYS: Final = ("group", "grace")
+_KEYS: Final = ("group", "grace", "stall_timeout")
 DEFAULT_GRACE: Final = 5.0
+DEFAULT_STALL: Final = 30.0
 MAX_GRACE: Final = 3600.0
 
 
@@ -26,6 +28,8 @@ class Config:
     """Members of this group may connect, besides root and the gateway's own user and group."""
     grace: float = DEFAULT_GRACE
     """Seconds that calls in flight have when the gateway is stopped."""
+    stall_timeout: float = DEFAULT_STALL
+    """Seconds without any answer after which a service counts as dead; 0: it is waited for."""
 
     @property
     def upstreams(self) -> dict[str, str]:
@@ -43,9 +47,6 @@ def read(constellation: Constellation) -> Config:
     for key in table:
         if key not in _KEYS:
             raise InvalidArgument(f"gateway.{key} is not a setting: expected one of {', '.join(_KEYS)}")
-    grace = table.get("grace", DEFAULT_GRACE)
-    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace <= MAX_GRACE:
-        raise InvalidArgument(f"gateway.grace must be a number of seconds from 0 to {MAX_GRACE:g}")
     return Config(
         root=constellation.root / "gatewayd",
         address=constellation.services["gateway"],
@@ -53,8 +54,16 @@ def read(constellation: Constellation) -> Config:
         images=constellation.services["images"],
         tasks=constellation.services["tasks"],
         gid=_gid(table.get("group")),
-        grace=float(grace),
+        grace=_seconds(table, "grace", DEFAULT_GRACE),
+        stall_timeout=_seconds(table, "stall_timeout", DEFAULT_STALL),
     )
+
+
+def _seconds(table: Mapping[str, Any], key: str, default: float) -> float:
+    value = table.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_GRACE:
+        raise InvalidArgument(f"gateway.{key} must be a number of seconds from 0 to {MAX_GRACE:g}")
+    return float(value)
 
 
 def _gid(group: object) -> int | None:

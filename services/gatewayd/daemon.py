@@ -6,14 +6,15 @@ import os
 
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
-from carina.introspection.client import RemoteIntrospection
-from carina.rpc.client import Channel, connect
+from carina.rpc.client import Channel
 from carina.rpc.server import serve as serve_rpc
-from gatewayd import routes, watch
+from gatewayd import routes
 from gatewayd.config import Config
 from gatewayd.instance import identity
 from gatewayd.plugins import MergedIntrospection
 from gatewayd.rpc import GatewayIntrospection
+from gatewayd.upstream import Upstream
+from gatewayd.watch import Watch
 
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
@@ -21,27 +22,27 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
     identifier = await in_thread(identity, config.root)
     namespace = (await in_thread(os.stat, "/proc/self/ns/pid")).st_ino
     async with contextlib.AsyncExitStack() as stack:
-        channels: dict[str, Channel] = {}
+        upstreams: dict[str, Upstream] = {}
         for name, address in config.upstreams.items():
-            channels[name] = connect(address)
-            stack.callback(channels[name].close)
+            upstreams[name] = Upstream(name, address, stall=config.stall_timeout)
+            stack.callback(upstreams[name].close)
 
         def route(path: str) -> Channel | None:
             name = routes.daemon(path)
-            return None if name is None else channels[name]
+            return None if name is None else upstreams[name].route()
 
-        merged = MergedIntrospection({name: RemoteIntrospection(channel) for name, channel in channels.items()})
-        introspection = GatewayIntrospection(merged, identity=identifier, pid_namespace=namespace)
+        introspection = GatewayIntrospection(
+            MergedIntrospection(upstreams), identity=identifier, pid_namespace=namespace
+        )
         listening = serve_rpc(
             config.address, [introspection], name="gatewayd", gid=config.gid, grace=config.grace, route=route
         )
-        listener = await stack.enter_async_context(listening)
-        await watch.settle(channels, listener.health)
+        watch = Watch(upstreams, await stack.enter_async_context(listening))
+        await watch.settle()
         lifetime.ready()
         async with asyncio.TaskGroup() as group:
             watching = [
-                group.create_task(watch.watch(name, channel, listener.health), name=f"watch {name}")
-                for name, channel in channels.items()
+                group.create_task(watch.watch(upstream), name=f"watch {name}") for name, upstream in upstreams.items()
             ]
             await lifetime.stopped()
             for task in watching:

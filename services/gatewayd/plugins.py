@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from carina import context
 from carina.errors import CarinaError
 from carina.filters import matcher
-from carina.introspection import Introspection, Plugin
+from carina.introspection import Plugin
 from carina.introspection.fields import fields
 from gatewayd import routes
+from gatewayd.upstream import Upstream
 
 TYPE: Final = "io.containerd.grpc.v1"
 ANSWER_SECONDS: Final = 2.0
@@ -19,10 +21,11 @@ ANSWER_SECONDS: Final = 2.0
 class MergedIntrospection:
     """`Introspection` of several services and of the gateway itself.
 
-    A service that does not answer leaves its error at the plugins that clients reach through it.
+    A service that does not answer leaves its error at its plugins, as last known, and at those that clients reach
+    through it. One that was silent when it was last looked after is not waited for.
     """
 
-    def __init__(self, parts: Mapping[str, Introspection]) -> None:
+    def __init__(self, parts: Mapping[str, Upstream]) -> None:
         self._parts = parts
 
     async def plugins(self, filters: Sequence[str] = ()) -> Sequence[Plugin]:
@@ -34,13 +37,18 @@ class MergedIntrospection:
         return [found[key] for key in sorted(found) if matches(found[key])]
 
 
-async def _ask(part: Introspection) -> tuple[Sequence[Plugin], str]:
+async def _ask(part: Upstream) -> tuple[Sequence[Plugin], str]:
     """A service's plugins, and what was wrong with asking."""
-    try:
-        with context.deadline(ANSWER_SECONDS):
-            return await part.plugins(), ""
-    except CarinaError as error:
-        return (), str(error) or type(error).__name__
+    error = part.silence
+    if not error:
+        try:
+            with context.deadline(ANSWER_SECONDS):
+                part.known = await part.introspection.plugins()
+            return part.known, ""
+        except CarinaError as caught:
+            error = str(caught) or type(caught).__name__
+    # What could be reached through it are the gateway's own plugins, which `_own` lists.
+    return [replace(plugin, error=error) for plugin in part.known if plugin.type != TYPE], error
 
 
 def _own(answers: Mapping[str, tuple[Sequence[Plugin], str]]) -> list[Plugin]:

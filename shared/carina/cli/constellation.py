@@ -23,6 +23,8 @@ from carina.supervisor import lock, survivors
 from carina.supervisor.supervisor import Entry, Supervisor, make_directories, open_log
 
 PATH = click.Path(path_type=Path)
+LIST_SECONDS = 1.0
+"""For the list of plugins, which metadatad has ready."""
 
 
 def _configured(function: Any) -> Any:
@@ -164,25 +166,36 @@ async def _status(config: Config, gateway: str | None) -> list[Sequence[str]]:
     services = [(daemon(service), address) for service, address in config.services.items()]
     if gateway:
         services = [(name, gateway if name == "gatewayd" else address) for name, address in services]
-    services += [(f"{plugin.name} ({plugin.type})", plugin.address) for plugin in await _plugged(config, gateway)]
-    return list(await asyncio.gather(*(_row(name, address) for name, address in services)))
+    rows = [_row(name, address) for name, address in services]
+    found = await asyncio.gather(asyncio.gather(*rows), _plugged(config, gateway))
+    return [row for part in found for row in part]
 
 
-async def _plugged(config: Config, gateway: str | None) -> Sequence[Any]:
+async def _plugged(config: Config, gateway: str | None) -> Sequence[Sequence[str]]:
+    """Plugins, as metadatad knows them, or else as they are configured."""
     from carina.backends.client import RemoteBackendRegistry
     from carina.rpc.client import connect
 
     channel = connect(gateway or config.gateway)
+    plugins: Sequence[Any] = list(config.proxy_plugins.values())
+    known = False
     try:
-        with context.deadline(2):
-            return [plugin for plugin in await RemoteBackendRegistry(channel).list() if not plugin.own]
+        with context.deadline(LIST_SECONDS):
+            plugins = [plugin for plugin in await RemoteBackendRegistry(channel).list() if not plugin.own]
+            known = True
     except CarinaError:
-        return list(config.proxy_plugins.values())
+        pass
     finally:
         channel.close()
+    rows = []
+    for plugin in plugins:
+        health = ("error" if plugin.error else "ok") if known else None
+        rows.append(_row(f"{plugin.name} ({plugin.type})", plugin.address, health))
+    return list(await asyncio.gather(*rows))
 
 
-async def _row(name: str, address: str) -> Sequence[str]:
+async def _row(name: str, address: str, known: str | None = None) -> Sequence[str]:
+    """A line of the table; `known` is the health where somebody else has asked for it already."""
     from carina.rpc.client import connect
     from carina.rpc.health import probe
 
@@ -191,15 +204,25 @@ async def _row(name: str, address: str) -> Sequence[str]:
     if pid is None:
         return (name, await asyncio.to_thread(_silence, path), "-", "-", "-", "-", address)
     channel = connect(address)
+    health, version = "error", "-"
     try:
-        with context.deadline(2):
-            health, version = await probe(channel)
+        if known != "error":
+            with context.deadline(2):
+                health, version = await probe(channel)
     except CarinaError as error:
-        health, version = type(error).__name__.lower(), "-"
+        health = type(error).__name__.lower()
     finally:
         channel.close()
     uptime, memory = await asyncio.to_thread(_process, pid)
-    return (name, health, str(pid), version, uptime, memory, address)
+    return (
+        name,
+        health if known is None or health == "deadlineexceeded" else known,
+        str(pid),
+        version,
+        uptime,
+        memory,
+        address,
+    )
 
 
 def _silence(path: Path) -> str:

@@ -48,6 +48,8 @@ class Channel(grpclib.client.Channel):
         self._socket = str(socket_path(address))
         self._connection: Connection | None = None
         self._dialling: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self._refused = 0.0, ""
+        """When the last dial failed, and why."""
         self._all: set[Connection] = set()
         self.on_lost: Callable[[], None] = lambda: None
         """Called when a connection ends."""
@@ -76,10 +78,20 @@ class Channel(grpclib.client.Channel):
                 assert self._connection is not None
                 await self._connection.vacancy()
                 continue
+            begun = time.monotonic()
             async with self._turn():
                 if not self._usable():
-                    self._connection = await self._dial()
+                    if self._refused[0] > begun:  # whoever waited for another's dial shares its outcome
+                        raise errors.Unavailable(self._refused[1])
+                    self._connection = await self._dial_noting()
         return connection
+
+    async def _dial_noting(self) -> Connection:
+        try:
+            return await self._dial()
+        except errors.Unavailable as error:
+            self._refused = time.monotonic(), str(error)
+            raise
 
     def _turn(self) -> asyncio.Lock:
         """The lock of those who want to dial, of the loop that runs."""
@@ -174,6 +186,11 @@ class Channel(grpclib.client.Channel):
                 if not (await asyncio.wait([pong], timeout=seconds))[0]:
                     return
             await asyncio.sleep(seconds / 4)
+
+    def drop(self) -> None:
+        """Let go of a connection that nobody reads from; the next call makes another."""
+        for connection in list(self._all):
+            connection.abort()
 
     def close(self) -> None:
         """Close the connection; calls in flight fail with Unavailable."""

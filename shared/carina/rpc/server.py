@@ -11,7 +11,7 @@ from grpclib.const import Handler, Status
 
 from carina.aio.threads import in_thread
 from carina.config import socket_path
-from carina.errors import CarinaError, InvalidArgument
+from carina.errors import CarinaError, InvalidArgument, Unavailable
 from carina.rpc import calls, metadata
 from carina.rpc.client import Channel
 from carina.rpc.connection import Connection
@@ -25,7 +25,7 @@ from carina.rpc.streams import Stream
 log = logging.getLogger(__name__)
 
 Route = Callable[[str], Channel | None]
-"""Method path -> the channel that it is passed on to."""
+"""Method path -> the channel that it is passed on to. Raises Unavailable where nobody answers there."""
 
 SETTLE_SECONDS: Final = 1.0
 """How long a peer may take to take notice that we stop, and a cancelled call to end."""
@@ -140,7 +140,10 @@ class Listener:
         path = headers.get(":path") or ""
         method = self._mapping.get(path)
         if refused is None and method is None and self._route is not None:
-            channel = self._route(path)
+            try:
+                channel = self._route(path)
+            except Unavailable as error:
+                channel, refused = None, (Status.UNAVAILABLE, str(error))
             if channel is not None:
                 self._relay(channel, connection, number, headers, ended=ended)
                 return
@@ -198,6 +201,11 @@ class Listener:
         task = asyncio.get_running_loop().create_task(_dial(channel, relay), name=f"dial {channel.address}")
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    def give_up(self, address: str, text: str) -> None:
+        """Answer every call that is passed on to an address with UNAVAILABLE."""
+        for relay in [relay for relay in self._relays if relay.upstream == address]:
+            relay.fail(Status.UNAVAILABLE, text)
 
     def _relayed(self, relay: Relay) -> None:
         self._relays.discard(relay)
