@@ -3,7 +3,6 @@
 The socket listens before the address is told. The shim is a fork of this process: no second interpreter is started.
 """
 
-import json
 import os
 import socket as sockets
 import sys
@@ -73,7 +72,7 @@ def _told(config: Config, path: str) -> bytes:
     if config.bootstrap < _JSON_SINCE:
         return address.encode()
     version = min(config.bootstrap, shim.VERSION)
-    return json.dumps({"version": version, "address": address, "protocol": "ttrpc"}).encode()
+    return f'{{"version": {version}, "address": "{address}", "protocol": "ttrpc"}}'.encode()
 
 
 def _stay(config: Config, listener: sockets.socket, path: str) -> None:

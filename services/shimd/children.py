@@ -87,7 +87,7 @@ class Children:
                 list(arguments),
                 os.environ if environment is None else environment,
                 file_actions=[(os.POSIX_SPAWN_DUP2, own, number) for number, own in moved.items()],
-                setsigdef=[signal.SIGPIPE, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM],
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGINT, signal.SIGTERM],
                 setsigmask=[],
             )
         finally:

@@ -6,20 +6,22 @@ CARINA_SHIM_IDLE_SECONDS=60     # how long a shim without containers stays
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from carina.errors import InvalidArgument
 from carina.shim import GROUP_VARIABLE, GROUPINGS
 
 IDLE_VARIABLE: Final = "CARINA_SHIM_IDLE_SECONDS"
+DEFAULT_ROOT: Final = "/run/containerd/runc"
+"""Of runc's state, as containerd has it."""
 ACTIONS: Final = ("start", "delete")
 _FLAGS: Final = ("namespace", "id", "address", "bundle", "publish-binary", "socket", "log-level")
 _SWITCHES: Final = ("debug", "info", "v", "version")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(NamedTuple):
+    """A named tuple, since every start waits for the import of dataclasses."""
+
     action: str = ""
     namespace: str = ""
     id: str = ""

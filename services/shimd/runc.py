@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from carina.errors import CarinaError, FailedPrecondition, NotFound, Unavailable
 from shimd.children import Children
+from shimd.config import DEFAULT_ROOT
 
-DEFAULT_ROOT: Final = "/run/containerd/runc"
 _NUMBERS: Final = itertools.count(1)
 _MAX_LOG: Final = 1 << 20
 

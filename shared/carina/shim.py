@@ -4,7 +4,6 @@ Light to import: a shim's `start` waits for it.
 """
 
 import hashlib
-import json
 import os
 from typing import Final
 
@@ -23,6 +22,8 @@ def group(spec: bytes, id: str, *, grouping: str) -> str:
     """The name of a container's group: an annotation names one, or the pod, the namespace (empty) or the container."""
     wanted = (_GROUP_ANNOTATION,) if grouping != "pod" else (_GROUP_ANNOTATION, _POD_ANNOTATION)
     if any(name.encode() in spec for name in wanted):
+        import json  # here, since most specifications need not be read
+
         try:
             annotations = json.loads(spec).get("annotations") or {}
             for name in wanted:
