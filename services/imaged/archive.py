@@ -1,13 +1,13 @@
-"""Images in archives: an OCI image layout in a tar stream, written and read, and what `docker save` writes, read.
+"""Images out of archives: an OCI image layout in a tar stream, and what `docker save` writes.
 
-Importing stores every file of the archive under its digest first, then looks at what index.json (or manifest.json)
+An import stores every file of the archive under its digest first, then looks at what index.json (or manifest.json)
 makes of them. An archive names images only as far as the destination lets it.
 """
 
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -17,23 +17,23 @@ import msgspec
 from carina import context, faults
 from carina.aio.finish import finish
 from carina.content import ContentStore
+from carina.content.recompress import recompressed
 from carina.descriptor import Descriptor
 from carina.digest import Digest
-from carina.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from carina.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
 from carina.images import Image, manifest
 from carina.images.manifest import Index
-from carina.platforms import Matcher, Platform, host
+from carina.reference import normalize
 from carina.transfer import ExtraReference, Store
-from imaged.fetch import Fetch, Wish, choose, gc_labels, read_blob
+from imaged.fetch import Fetch, Wish, gc_labels
 from imaged.ingest import CALL_SECONDS, COMMIT_SECONDS, discard
 from imaged.progress import Tracker
 from imaged.pull import Stores, lease, names, record, settle
-from imaged.tarstream import END, TarStream, header, padding, plain
+from imaged.tarstream import TarStream, plain
 
 IMAGE_NAME: Final = "io.containerd.image.name"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MAX_DOCUMENT: Final = manifest.MAX_SIZE
-_PIECE: Final = 1 << 20
 _DOCUMENTS: Final = frozenset(("index.json", "manifest.json", "oci-layout", "repositories", "version"))
 
 
@@ -62,7 +62,9 @@ class _DockerImage(msgspec.Struct, rename="pascal"):
     repo_tags: list[str] | None = None
 
 
-async def load(stores: Stores, archive: AsyncIterator[bytes], into: Store, *, tracker: Tracker) -> list[Image]:
+async def load(
+    stores: Stores, archive: AsyncIterator[bytes], into: Store, *, compress: bool = False, tracker: Tracker
+) -> list[Image]:
     """Import the images of an archive. The errors are those of `carina.transfer.Transfer.load`."""
     tracker.say("Importing")
     async with lease(stores.leases):
@@ -70,7 +72,7 @@ async def load(stores: Stores, archive: AsyncIterator[bytes], into: Store, *, tr
         if "index.json" in found.documents:
             index = await _index(stores.content, found.documents["index.json"])
         else:
-            index = await _docker_index(stores.content, found)
+            index = await _docker_index(stores.content, found, compress=compress)
         images: list[Image] = []
         for descriptor, wanted in _targets(index, into):
             await _settle(stores, descriptor, into, tracker=tracker)
@@ -155,34 +157,47 @@ async def _index(store: ContentStore, data: bytes) -> tuple[Descriptor, Index]:
     return descriptor, document
 
 
-async def _docker_index(store: ContentStore, found: _Archive) -> tuple[Descriptor, Index]:
+async def _docker_index(store: ContentStore, found: _Archive, *, compress: bool) -> tuple[Descriptor, Index]:
     """Manifests for what `docker save` describes in its own way."""
     try:
-        described = msgspec.json.decode(found.documents["manifest.json"], type=list[_DockerImage])
+        images = msgspec.json.decode(found.documents["manifest.json"], type=list[_DockerImage])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument(f"manifest.json of the archive is malformed: {error}") from error
     entries = []
-    for one in described[: manifest.MAX_MANIFESTS]:
+    for one in images[: manifest.MAX_MANIFESTS]:
         config = replace(found.find(one.config), media_type=manifest.DOCKER_CONFIG)
-        layers = [await _layer(store, found.find(path)) for path in one.layers[: manifest.MAX_LAYERS]]
+        layers = [
+            await _layer(store, found.find(path), compress=compress) for path in one.layers[: manifest.MAX_LAYERS]
+        ]
         document = {
             "schemaVersion": 2,
             "mediaType": manifest.DOCKER_MANIFEST,
-            "config": _json(config),
-            "layers": [_json(layer) for layer in layers],
+            "config": described(config),
+            "layers": [described(layer) for layer in layers],
         }
-        data = json.dumps(document).encode()
+        data = _compact(document)
         made = Descriptor(media_type=manifest.DOCKER_MANIFEST, digest=Digest.of(data), size=len(data))
         await _put(store, data, gc_labels(manifest.parse(data, made)))
-        entries += [{**_json(made), "annotations": {IMAGE_NAME: tag}} for tag in one.repo_tags or [""]]
-    return await _index(store, json.dumps({"schemaVersion": 2, "manifests": entries}).encode())
+        entries += [{**described(made), **_named(tag)} for tag in one.repo_tags or [""]]
+    return await _index(store, _compact({"schemaVersion": 2, "manifests": entries}))
 
 
-async def _layer(store: ContentStore, layer: Descriptor) -> Descriptor:
+def _named(tag: str) -> dict[str, Any]:
+    """What an index says of an image that Docker calls `tag`."""
+    if not tag:
+        return {}
+    full = normalize(tag)
+    return {"annotations": {IMAGE_NAME: str(full), REF_NAME: full.object}}
+
+
+async def _layer(store: ContentStore, layer: Descriptor, *, compress: bool) -> Descriptor:
     with context.deadline(CALL_SECONDS):
         async with await store.reader(layer.digest) as reader:
             head = await reader.read(0, 4)
-    suffix = ".gzip" if head.startswith(b"\x1f\x8b") else ""
+    suffix = ".gzip" if head.startswith(b"\x1f\x8b") else ".zstd" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
+    if compress and not suffix:
+        made = await recompressed(store, layer.digest, "gzip")
+        layer, suffix = replace(layer, digest=made.digest, size=made.size), ".gzip"
     return replace(layer, media_type=f"{manifest.DOCKER_LAYER}{suffix}")
 
 
@@ -227,120 +242,14 @@ def _prefixed(descriptor: Descriptor, prefix: ExtraReference) -> list[str]:
     return [name, by_digest] if prefix.add_digest and not prefix.skip_named_digest else [name]
 
 
-async def save(
-    stores: Stores, source: Store, platforms: Sequence[Platform], *, tracker: Tracker
-) -> AsyncGenerator[bytes, None]:
-    """The images of `source` as an OCI layout in a tar stream, with what `docker load` wants to see besides."""
-    wanted = [*([source.name] if source.name else []), *(one.name for one in source.extra_references)]
-    if not wanted:
-        raise InvalidArgument("the source names no image")
-    blobs: dict[Digest, Descriptor] = {}
-    entries: list[dict[str, Any]] = []
-    docker: list[dict[str, Any]] = []
-    for name in wanted:
-        with context.deadline(CALL_SECONDS):
-            image = await stores.images.get(name)
-        export = _Export(stores.content, Wish(platforms=tuple(platforms)), name)
-        await export.walk(image.target, 0)
-        blobs |= export.blobs
-        tag = name.partition("@")[0].rpartition(":")[2] if ":" in name.rpartition("/")[2] else ""
-        annotations = {**image.target.annotations, IMAGE_NAME: name, **({REF_NAME: tag} if tag else {})}
-        entries.append({**_json(image.target), "annotations": annotations})
-        docker += export.docker(name)
-    index = {"schemaVersion": 2, "mediaType": manifest.OCI_INDEX, "manifests": entries}
-    yield _document("oci-layout", {"imageLayoutVersion": "1.0.0"})
-    yield _document("index.json", index)
-    if docker:
-        yield _document("manifest.json", docker)
-    for descriptor in blobs.values():
-        tracker.step("exporting", descriptor, 0)
-        async with aclosing(_blob(stores.content, descriptor)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-        tracker.step("complete", descriptor)
-    yield END
-
-
-class _Export:
-    """Goes through one image and notes the content to write."""
-
-    def __init__(self, store: ContentStore, wish: Wish, name: str) -> None:
-        self._store = store
-        self._wish = wish
-        self._name = name
-        self._images: list[tuple[Platform, Descriptor, tuple[Descriptor, ...]]] = []
-        self.blobs: dict[Digest, Descriptor] = {}
-
-    async def walk(self, descriptor: Descriptor, depth: int) -> None:
-        data = await read_blob(self._store, descriptor)
-        if data is None:
-            raise NotFound(f"image {self._name}: content {descriptor.digest} is not there")
-        if depth > manifest.MAX_DEPTH:
-            raise InvalidArgument(f"image {self._name}: indexes are nested too deeply")
-        document = manifest.parse(data, descriptor)
-        self.blobs[descriptor.digest] = descriptor
-        if isinstance(document, Index):
-            await self._children(document, depth)
-            return
-        for child in document.children:
-            with context.deadline(CALL_SECONDS):
-                await self._store.info(child.digest)
-            self.blobs[child.digest] = child
-        config = await read_blob(self._store, document.config)
-        if config is not None and manifest.is_config(document.config.media_type):
-            platform = manifest.parse_config(config, document.config).platform
-            self._images.append((platform, document.config, document.layers))
-
-    async def _children(self, document: Index, depth: int) -> None:
-        count, missing = len(self._images), None
-        for child, _ in choose(document, self._wish, name=self._name):
-            try:
-                await self.walk(child, depth + 1)
-            except NotFound as error:
-                # A pull of one platform leaves the others out; so does an export of all that is there.
-                self.blobs.pop(child.digest, None)
-                missing = error
-        if missing is not None and count == len(self._images):
-            raise missing
-
-    def docker(self, name: str) -> list[dict[str, Any]]:
-        """The entry of manifest.json, of the image that suits this machine best."""
-        matcher = Matcher.only(host())
-        ranked = [(matcher.rank(one[0]), at) for at, one in enumerate(self._images)]
-        chosen = min(((rank, at) for rank, at in ranked if rank is not None), default=None)
-        if chosen is None:
-            return []
-        _, config, layers = self._images[chosen[1]]
-        return [{"Config": _path(config), "RepoTags": [name], "Layers": [_path(layer) for layer in layers]}]
-
-
-async def _blob(store: ContentStore, descriptor: Descriptor) -> AsyncGenerator[bytes, None]:
-    with context.deadline(CALL_SECONDS):
-        reader = await store.reader(descriptor.digest)
-    async with reader:
-        yield header(_path(descriptor), reader.size)
-        offset = 0
-        while offset < reader.size:
-            with context.deadline(CALL_SECONDS):
-                chunk = await reader.read(offset, min(_PIECE, reader.size - offset))
-            if not chunk:
-                raise DataLoss(f"content {descriptor.digest} ends after {offset} of {reader.size} bytes")
-            offset += len(chunk)
-            yield chunk
-        yield padding(reader.size)
-
-
-def _document(name: str, value: object) -> bytes:
-    data = json.dumps(value).encode()
-    return header(name, len(data)) + data + padding(len(data))
-
-
-def _path(descriptor: Descriptor) -> str:
-    return f"blobs/{descriptor.digest.algorithm}/{descriptor.digest.hex}"
-
-
-def _json(descriptor: Descriptor) -> dict[str, Any]:
+def described(descriptor: Descriptor) -> dict[str, Any]:
+    """A descriptor as documents have it."""
     return {"mediaType": descriptor.media_type, "digest": str(descriptor.digest), "size": descriptor.size}
+
+
+def _compact(value: object) -> bytes:
+    """JSON as containerd writes it, so that what it makes of an archive has the same digest."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _resolve(path: str, link: str) -> str:

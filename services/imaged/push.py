@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from carina import context
 from carina.descriptor import Descriptor
@@ -26,8 +26,6 @@ from imaged.progress import Tracker
 from imaged.pull import Stores, first
 from imaged.pusher import Pusher
 from imaged.registry import Repository
-
-_NOT_DISTRIBUTED: Final = ("application/vnd.oci.image.layer.nondistributable.", manifest.DOCKER_LAYER_FOREIGN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +146,7 @@ async def _blob(
         with context.deadline(CALL_SECONDS):
             info = await stores.content.info(descriptor.digest)
     except NotFound:
-        if descriptor.media_type.startswith(_NOT_DISTRIBUTED):
+        if manifest.is_foreign(descriptor.media_type):
             return  # registries do not expect it: who pulls the image gets it where its manifest says
         raise
     key = f"{DISTRIBUTION_SOURCE}.{repository.reference.domain}"

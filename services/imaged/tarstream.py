@@ -3,12 +3,13 @@
 Reading bounds what a header may claim; only regular files have data. A gzip or zstd stream around the tar is undone.
 """
 
+import contextlib
 import tarfile
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final
+from typing import IO, Final, cast
 
 import zstandard
 
@@ -182,17 +183,31 @@ async def _gunzip(head: bytes, chunks: AsyncIterator[bytes]) -> AsyncGenerator[b
 
 
 async def _unzstd(head: bytes, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    inflate = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj(read_across_frames=True)
-    data = head
+    feed = _Feed(head)
+    zstd = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    inflate = zstd.stream_reader(cast(IO[bytes], feed), read_across_frames=True)
     try:
-        while data:
-            # Small steps bound what one call returns.
-            for start in range(0, len(data), 4096):
-                if piece := inflate.decompress(data[start : start + 4096]):
+        while feed.data:
+            with contextlib.suppress(BlockingIOError):
+                # Reads no more than it needs for some bytes, so that none are lost where the feed has no more.
+                while piece := inflate.read1(_PIECE):
                     yield piece
-            data = await anext(chunks, b"")
+            feed.data = await anext(chunks, b"")
     except zstandard.ZstdError as error:
         raise InvalidArgument(f"the archive is not zstd, as it begins: {error}") from error
+
+
+class _Feed:
+    """A file that has what it was given last, and then asks for patience."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self, count: int) -> bytes:
+        if not self.data:
+            raise BlockingIOError
+        piece, self.data = self.data[:count], self.data[count:]
+        return piece
 
 
 def header(name: str, size: int) -> bytes:

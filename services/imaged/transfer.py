@@ -15,8 +15,9 @@ from carina.errors import PermissionDenied
 from carina.platforms import Platform
 from carina.reference import Reference
 from carina.transfer import ANONYMOUS, Access, OnProgress, Store, Transfer
-from imaged.archive import load, save
+from imaged.archive import load
 from imaged.auth import Authorizer
+from imaged.export import save
 from imaged.hosts import hosts
 from imaged.ingest import CALL_SECONDS
 from imaged.progress import Tracker
@@ -79,15 +80,30 @@ class Transfers(Transfer):
                 image = await self.stores.images.get(name)
             await record(self.stores.images, image.target, names(into, image.target), into.labels)
 
-    async def load(self, archive: AsyncIterator[bytes], into: Store, *, on_progress: OnProgress | None = None) -> None:
+    async def load(
+        self,
+        archive: AsyncIterator[bytes],
+        into: Store,
+        *,
+        compress: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         with context.no_deadline():
-            await load(self.stores, archive, into, tracker=Tracker(into.name, on_progress))
+            await load(self.stores, archive, into, compress=compress, tracker=Tracker(into.name, on_progress))
 
     async def save(
-        self, source: Store, *, platforms: Sequence[Platform] = (), on_progress: OnProgress | None = None
+        self,
+        source: Store,
+        *,
+        platforms: Sequence[Platform] = (),
+        docker: bool = True,
+        foreign: bool = True,
+        on_progress: OnProgress | None = None,
     ) -> AsyncGenerator[bytes, None]:
         tracker = Tracker(source.name, on_progress)
-        async with aclosing(save(self.stores, source, platforms, tracker=tracker)) as chunks:
+        async with aclosing(
+            save(self.stores, source, platforms, docker=docker, foreign=foreign, tracker=tracker)
+        ) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import tarfile
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ import zstandard
 from carina.errors import CarinaError, DataLoss, InvalidArgument, NotFound
 from carina.platforms import Platform
 from carina.transfer import ExtraReference, Store, Unpack
-from support.image import build, busybox_tar, layer
+from imaged.tarstream import plain
+from support.image import build, busybox_tar, layer, tar
 from support.pulls import Hostile, World
 
 HOST = Platform(os="linux", architecture="amd64")
@@ -155,3 +157,67 @@ async def test_an_image_that_is_not_there_is_not_exported(world: World) -> None:
     """Exporting says NotFound before it writes anything."""
     with pytest.raises(NotFound):
         await anext(aiter(world.transfers().save(Store(name="nothing:1"))))
+
+
+async def test_layers_of_docker_save_are_compressed_where_asked(world: World) -> None:
+    """With `compress`, what is stored is gzip, unpacks to the same, and the plain layer is not part of the image."""
+    one = layer(busybox_tar(), "")
+    config = build(layers=[one]).config
+    assert config is not None
+    manifest = [{"Config": "c.json", "RepoTags": ["busybox:1"], "Layers": ["x/layer.tar"]}]
+    data = archive(
+        {"x/layer.tar": one.blob.data, "c.json": config.data, "manifest.json": json.dumps(manifest).encode()}
+    )
+
+    await world.transfers().load(chunks(data, 50_000), NAMED, compress=True)
+
+    target = world.images.images["docker.io/library/busybox:1"].target
+    (stored,) = json.loads(world.content.blobs[target.digest])["layers"]
+    assert stored["mediaType"] == "application/vnd.docker.image.rootfs.diff.tar.gzip"
+    assert gzip.decompress(world.content.blobs[stored["digest"]]) == one.blob.data
+    assert len(world.snapshotter.snapshots) == 1
+
+
+async def test_a_zstd_archive_is_undone_in_small_pieces() -> None:
+    """However much a few bytes become, no piece of it is large; what follows a frame is read too."""
+    small = zstandard.compress(bytes(200 << 20)) + zstandard.compress(b"end")
+
+    sizes, last = [], b""
+    async with aclosing(plain(chunks(small, 5000))) as pieces:
+        async for piece in pieces:
+            sizes.append(len(piece))
+            last = piece
+
+    assert sum(sizes) == (200 << 20) + 3
+    assert max(sizes) <= 1 << 18
+    assert last.endswith(b"end")
+
+
+async def test_an_export_leaves_out_what_is_not_wanted(world: World) -> None:
+    """Without `docker` there is no manifest.json; without `foreign` no layer that may not be redistributed."""
+    foreign = layer(tar({"f": b"1"}), media_type="application/vnd.oci.image.layer.nondistributable.v1.tar+gzip")
+    image = build(layers=[foreign, layer(tar({"g": b"2"}))])
+    world.put("image", image)
+
+    data = b"".join([c async for c in world.transfers().save(Store(name="image"), docker=False, foreign=False)])
+
+    with tarfile.open(fileobj=io.BytesIO(data)) as opened:
+        names = opened.getnames()
+    assert "manifest.json" not in names
+    assert f"blobs/sha256/{foreign.blob.digest.partition(':')[2]}" not in names
+    assert f"blobs/sha256/{image.layers[1].blob.digest.partition(':')[2]}" in names
+
+
+async def test_umoci_reads_what_is_exported(world: World, tmp_path: Path) -> None:
+    """An exported layout, unpacked, lists its tag in umoci, and has the same digests in skopeo."""
+    image = build(layers=[layer(tar({"f": b"1"}))])
+    world.put("example.test/a:7", image)
+    data = b"".join([chunk async for chunk in world.transfers().save(Store(name="example.test/a:7"))])
+    (tmp_path / "layout").mkdir()
+    subprocess.run(["tar", "-x", "-C", tmp_path / "layout"], input=data, check=True)
+
+    listed = subprocess.run(["umoci", "ls", "--layout", tmp_path / "layout"], capture_output=True, check=True)
+    raw = subprocess.run(["skopeo", "inspect", "--raw", f"oci:{tmp_path}/layout:7"], capture_output=True, check=True)
+
+    assert listed.stdout.split() == [b"7"]
+    assert raw.stdout == image.root.data

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from aiohttp import web
 
 from carina import context
 from carina.api.containerd.services.transfer.v1 import TransferRequest, TransferStub
+from carina.api.containerd.types.transfer import ImageExportStream, ImageImportStream
 from carina.api.google.protobuf import Any as WireAny
 from carina.errors import AlreadyExists, FailedPrecondition, NotFound, Unimplemented
 from carina.platforms import Platform
@@ -18,7 +20,7 @@ from carina.rpc.client import connect
 from carina.rpc.server import serve
 from carina.transfer import Access, Credentials, ExtraReference, Progress, Store
 from carina.transfer.client import RemoteTransfer
-from carina.transfer.server import StreamingService, TransferService
+from carina.transfer.server import StreamingService, TransferService, receive, send
 from carina.transfer.streams import Item, Pipe, Streams
 from support.image import build
 from support.pulls import Hostile, World
@@ -112,6 +114,32 @@ async def test_archives_go_through_streams(world: World, hostile: Hostile, tmp_p
         reference: image.digest,
         "tagged": image.digest,
     }
+
+
+async def test_a_stream_comes_back_as_it_went(world: World, tmp_path: Path) -> None:
+    """From an import stream to an export stream the bytes are copied, both sides heeding their windows."""
+    sent = secrets.token_bytes(3_000_000)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield sent
+
+    async with served(world, tmp_path) as transfer:
+        async with (
+            transfer._stream("import") as there,
+            transfer._stream("export") as back,
+            asyncio.TaskGroup() as group,
+        ):
+            group.create_task(send(chunks(), there))
+            source = WireAny(
+                type_url="containerd.types.transfer.ImageImportStream", value=bytes(ImageImportStream(stream=there.id))
+            )
+            destination = WireAny(
+                type_url="containerd.types.transfer.ImageExportStream", value=bytes(ImageExportStream(stream=back.id))
+            )
+            group.create_task(transfer._transfer.transfer(TransferRequest(source=source, destination=destination)))
+            received = b"".join([chunk async for chunk in receive(back)])
+
+    assert received == sent
 
 
 async def test_pairs_that_make_no_use_case_are_named(world: World, tmp_path: Path) -> None:

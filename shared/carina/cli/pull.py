@@ -1,6 +1,5 @@
 """pull: an image from a registry into the image store, unpacked."""
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
 @click.option("--plain-http", is_flag=True, help="Speak http to the registry.")
 @click.option("--no-unpack", is_flag=True, help="Fetch only.")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label of the image record.")
+@click.option("-u", "--user", metavar="NAME[:PASSWORD]", help="Who asks; without a password one is asked for.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the image's name only.")
+@click.option("--json", "as_json", is_flag=True, help="Print each step as a line of JSON.")
 @click.pass_obj
 def pull(
     target: Target,
@@ -35,32 +36,35 @@ def pull(
     plain_http: bool,
     no_unpack: bool,
     labels: Sequence[str],
+    user: str | None,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Pull an image from a registry and unpack it."""
     from carina import platforms as platform
     from carina.cli.progress import Display
+    from carina.cli.registry import access
+    from carina.transfer import Store, Unpack
 
     name = str(normalize(reference))
     wanted = [] if all_platforms else [Platform.parse(text) for text in platforms] or [platform.host()]
-    unpack = [] if no_unpack else [(one, snapshotter) for one in wanted or [platform.host()]]
-    display = Display(quiet=quiet, live=output.is_terminal())
+    unpacked = [] if no_unpack else wanted or [platform.host()]
+    into = Store(
+        name=name,
+        labels=output.parse_labels(labels),
+        platforms=tuple(wanted),
+        unpacks=tuple(Unpack(platform=one, snapshotter=snapshotter) for one in unpacked),
+    )
+    registry = access(plain_http=plain_http, user=user)
+    display = Display(quiet=quiet, live=output.is_terminal(), as_json=as_json)
     started = time.monotonic()
 
     async def work(client: "Client") -> None:
         from carina.transfer.client import RemoteTransfer
 
-        transfer = RemoteTransfer(client.channel)
-        pulling = transfer.pull(
-            name,
-            platforms=wanted,
-            unpack=unpack,
-            labels=output.parse_labels(labels),
-            plain_http=plain_http,
-            on_progress=display.update,
-        )
-        await asyncio.gather(pulling)
+        await RemoteTransfer(client.channel).fetch(name, into, access=registry, on_progress=display.update)
 
     with display:
         target.run(work, deadline=None)
-    click.echo(name if quiet else f"{name}: pulled in {time.monotonic() - started:.1f} s")
+    if not as_json:
+        click.echo(name if quiet else f"{name}: pulled in {time.monotonic() - started:.1f} s")

@@ -21,6 +21,7 @@ OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 OCI_LAYER_GZIP: Final = f"{OCI_LAYER}+gzip"
 OCI_LAYER_ZSTD: Final = f"{OCI_LAYER}+zstd"
+OCI_LAYER_FOREIGN: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
 DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
@@ -55,9 +56,12 @@ def is_config(media_type: str) -> bool:
 
 def is_layer(media_type: str) -> bool:
     """Whether a media type is one of layers, compressed in whatever way."""
-    return media_type.startswith(
-        (OCI_LAYER, "application/vnd.oci.image.layer.nondistributable.v1.tar", DOCKER_LAYER, DOCKER_LAYER_FOREIGN)
-    )
+    return media_type.startswith((OCI_LAYER, OCI_LAYER_FOREIGN, DOCKER_LAYER, DOCKER_LAYER_FOREIGN))
+
+
+def is_foreign(media_type: str) -> bool:
+    """Whether a layer may not be redistributed: its manifest says where it can be had."""
+    return media_type.startswith((OCI_LAYER_FOREIGN, DOCKER_LAYER_FOREIGN))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

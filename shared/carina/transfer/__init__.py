@@ -149,14 +149,33 @@ class Transfer(Protocol):
     async def tag(self, name: str, into: Store) -> None:
         """Record an image under a further name. Raises NotFound."""
 
-    async def load(self, archive: AsyncIterator[bytes], into: Store, *, on_progress: OnProgress | None = None) -> None:
+    async def load(
+        self,
+        archive: AsyncIterator[bytes],
+        into: Store,
+        *,
+        compress: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         """Import an image archive (OCI layout or `docker save`): a tar stream.
+
+        `compress` stores the layers of `docker save` with gzip where the archive has them without.
 
         Raises:
             InvalidArgument: not an image archive.
         """
 
     def save(
-        self, source: Store, *, platforms: Sequence[Platform] = (), on_progress: OnProgress | None = None
+        self,
+        source: Store,
+        *,
+        platforms: Sequence[Platform] = (),
+        docker: bool = True,
+        foreign: bool = True,
+        on_progress: OnProgress | None = None,
     ) -> AsyncIterator[bytes]:
-        """Export images as an OCI layout in a tar stream. Raises NotFound."""
+        """Export images as an OCI layout in a tar stream, of all platforms that are here unless some are named.
+
+        With `docker` there is a manifest.json besides, for `docker load`; with `foreign` also layers that may not be
+        redistributed. Raises NotFound.
+        """

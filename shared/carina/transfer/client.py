@@ -55,14 +55,27 @@ class RemoteTransfer(Transfer):
         source = _any("ImageStore", wire.ImageStore(name=name))
         await self._call(source, _any("ImageStore", _store(into)), None)
 
-    async def load(self, archive: AsyncIterator[bytes], into: Store, *, on_progress: OnProgress | None = None) -> None:
+    async def load(
+        self,
+        archive: AsyncIterator[bytes],
+        into: Store,
+        *,
+        compress: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         async with self._stream("import") as stream:
-            source = wire.ImageImportStream(stream=stream.id)
+            source = wire.ImageImportStream(stream=stream.id, force_compress=compress)
             async with _beside(send(archive, stream), "import"):
                 await self._call(_any("ImageImportStream", source), _any("ImageStore", _store(into)), on_progress)
 
     async def save(
-        self, source: Store, *, platforms: Sequence[Platform] = (), on_progress: OnProgress | None = None
+        self,
+        source: Store,
+        *,
+        platforms: Sequence[Platform] = (),
+        docker: bool = True,
+        foreign: bool = True,
+        on_progress: OnProgress | None = None,
     ) -> AsyncGenerator[bytes, None]:
         async with self._stream("export") as stream:
             destination = wire.ImageExportStream(
@@ -70,6 +83,8 @@ class RemoteTransfer(Transfer):
                 media_type=OCI_ARCHIVE,
                 platforms=[_platform(one) for one in platforms],
                 all_platforms=not platforms,
+                skip_compatibility_manifest=not docker,
+                skip_non_distributable=not foreign,
             )
             call = self._call(_any("ImageStore", _store(source)), _any("ImageExportStream", destination), on_progress)
             saving = asyncio.create_task(call, name="export")

@@ -18,7 +18,7 @@ from carina.api.containerd.types import transfer as wire
 from carina.api.google.protobuf import Any as WireAny
 from carina.api.google.protobuf import Empty
 from carina.errors import DeadlineExceeded, InvalidArgument, Unimplemented
-from carina.platforms import Platform
+from carina.platforms import Platform, host
 from carina.rpc.codec import decode, encode
 from carina.rpc.streams import Terminated
 from carina.transfer import (
@@ -85,22 +85,41 @@ class TransferService(TransferBase):
                 name = decode(wire.ImageStore, source.value).name
                 await self._transfer.tag(name, _store(decode(wire.ImageStore, destination.value)))
             case "ImageImportStream", "ImageStore":
-                end = self._streams.get(namespace, decode(wire.ImageImportStream, source.value).stream)
-                into = _store(decode(wire.ImageStore, destination.value))
-                async with contextlib.aclosing(receive(end)) as archive:
-                    await self._transfer.load(archive, into, on_progress=on_progress)
+                await self._load(source, destination, namespace, on_progress)
             case "ImageStore", "ImageExportStream":
-                export = decode(wire.ImageExportStream, destination.value)
-                if export.media_type not in ("", OCI_ARCHIVE):
-                    raise Unimplemented(f"exporting images as {export.media_type[:100]!r}")
-                end = self._streams.get(namespace, export.stream)
-                platforms = [_platform(one) for one in export.platforms]
-                saved = self._transfer.save(
-                    _store(decode(wire.ImageStore, source.value)), platforms=platforms, on_progress=on_progress
-                )
-                await send(saved, end)
+                await self._save(source, destination, namespace, on_progress)
+            case "ImageImportStream", "ImageExportStream":
+                # What containerd's clients try a connection with: the bytes go back as they came.
+                end = self._streams.get(namespace, decode(wire.ImageImportStream, source.value).stream)
+                back = self._streams.get(namespace, decode(wire.ImageExportStream, destination.value).stream)
+                async with contextlib.aclosing(receive(end)) as archive:
+                    await send(archive, back)
             case kinds:
                 raise Unimplemented(f"transferring from {kinds[0] or 'nothing'} to {kinds[1] or 'nothing'}")
+
+    async def _load(
+        self, source: WireAny, destination: WireAny, namespace: str, on_progress: OnProgress | None
+    ) -> None:
+        archive = decode(wire.ImageImportStream, source.value)
+        into = _store(decode(wire.ImageStore, destination.value))
+        async with contextlib.aclosing(receive(self._streams.get(namespace, archive.stream))) as chunks:
+            await self._transfer.load(chunks, into, compress=archive.force_compress, on_progress=on_progress)
+
+    async def _save(
+        self, source: WireAny, destination: WireAny, namespace: str, on_progress: OnProgress | None
+    ) -> None:
+        export = decode(wire.ImageExportStream, destination.value)
+        if export.media_type not in ("", OCI_ARCHIVE):
+            raise Unimplemented(f"exporting images as {export.media_type[:100]!r}")
+        platforms = [] if export.all_platforms else [_platform(one) for one in export.platforms] or [host()]
+        saved = self._transfer.save(
+            _store(decode(wire.ImageStore, source.value)),
+            platforms=platforms,
+            docker=not export.skip_compatibility_manifest,
+            foreign=not export.skip_non_distributable,
+            on_progress=on_progress,
+        )
+        await send(saved, self._streams.get(namespace, export.stream))
 
     def _access(self, registry: wire.OciRegistry, namespace: str) -> Access:
         resolver = registry.resolver
