@@ -125,6 +125,14 @@ def _value(kind: Any, raw: int | bytes) -> Any:
     raise InvalidArgument(f"the message is not valid protobuf: a field of kind {kind} has another wire type")
 
 
+def _unpacked(data: Any) -> list[int]:
+    numbers, at = [], 0
+    while at < len(data):
+        number, at = _read_varint(data, at)
+        numbers.append(number)
+    return numbers
+
+
 def decode(schema: Schema, data: bytes) -> Values:
     """Every field of the table, with its value or the empty one.
 
@@ -137,7 +145,8 @@ def decode(schema: Schema, data: bytes) -> Values:
             continue
         name, kind = schema[number]
         if isinstance(kind, list):
-            values[name].append(_value(kind[0], raw))
+            packed = isinstance(raw, bytes) and kind[0] in (UINT, INT)
+            values[name] += _unpacked(raw) if packed else [_value(kind[0], raw)]
         elif kind == MAP:
             entry = _value(_ENTRY, raw)
             values[name][entry["key"]] = entry["value"]
