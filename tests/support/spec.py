@@ -35,7 +35,12 @@ def process(*arguments: str, terminal: bool = False) -> dict[str, Any]:
 
 
 def spec(
-    namespace: str, id: str, *arguments: str, terminal: bool = False, annotations: dict[str, str] | None = None
+    namespace: str,
+    id: str,
+    *arguments: str,
+    terminal: bool = False,
+    annotations: dict[str, str] | None = None,
+    memory: int | None = None,
 ) -> TypedValue:
     """Its cgroup is `/<namespace>/<id>`, as containerd's clients have it."""
     table = {
@@ -53,7 +58,10 @@ def spec(
         "linux": {
             "cgroupsPath": f"/{namespace}/{id}",
             "namespaces": [{"type": name} for name in ("pid", "ipc", "uts", "mount")],
-            "resources": {"devices": [{"allow": True, "access": "rwm"}]},
+            "resources": {
+                "devices": [{"allow": True, "access": "rwm"}],
+                **({"memory": {"limit": memory}} if memory else {}),
+            },
         },
     }
     return TypedValue(SPEC, json.dumps(table).encode())

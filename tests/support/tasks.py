@@ -176,13 +176,14 @@ class World:
         terminal: bool = False,
         annotations: dict[str, str] | None = None,
         options: TypedValue | None = None,
+        memory: int | None = None,
     ) -> str:
         """A container record. Returns its id."""
         id = id or f"c{secrets.token_hex(4)}"
         self.containers.records[id] = Container(
             id=id,
             runtime=Runtime(name=runtime or self.runtime, options=options),
-            spec=spec(self.namespace, id, *arguments, terminal=terminal, annotations=annotations),
+            spec=spec(self.namespace, id, *arguments, terminal=terminal, annotations=annotations, memory=memory),
         )
         return id
 
