@@ -13,7 +13,7 @@ from metadatad.liveness import Liveness
 BATCH: Final = 1_000
 """Candidates that are looked at in one read."""
 MOST: Final = 5_000
-"""Dead nodes after which what they refer to is left to the next read."""
+"""Dead nodes after which the rest is left to the next read."""
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Examined:
     rows: int = 0
     """Number of candidates."""
     settled: list[int] = field(default_factory=list)
-    """Ids of those that something keeps."""
+    """Ids of those that something keeps, and that no garbage follows from."""
     lapses: list[tuple[str, Node, int]] = field(default_factory=list)
     """Namespace and node of those to look at again, and from which moment on."""
     dead: dict[str, list[Node]] = field(default_factory=dict)
@@ -57,18 +57,23 @@ def _examine(
 ) -> None:
     liveness = Liveness(connection, namespace, moment)
     references: dict[Node, list[tuple[Node, gc.Kind]]] = {}
+    flat: set[Node] = set()
+    """Alive themselves; what they refer to may be dead."""
     todo = list(dict.fromkeys(node for _, node in candidates))
-    while todo:
+    while todo and len(references) < MOST:
         node = todo.pop()
-        if node in references or liveness.is_alive(node):
+        if node in references or node in flat or liveness.is_fully_alive(node):
             continue
-        references[node] = refers(connection, namespace, node)
-        if len(references) < MOST:
-            todo += [destination for destination, _ in references[node]]
+        found = refers(connection, namespace, node)
+        todo += [destination for destination, _ in found]
+        if liveness.is_alive(node):
+            flat.add(node)
         else:
-            result.more = True
+            references[node] = found
+    left = set(todo)
+    result.more = result.more or bool(left)
     for id, node in candidates:
-        if node not in references:
+        if node not in references and node not in left and not (left and node in flat):
             result.settled.append(id)
             result.lapses += [(namespace, node, due) for due in liveness.lapses(node)]
     if references:
@@ -103,7 +108,7 @@ def forget(connection: sqlite3.Connection, namespace: str, nodes: Iterable[Node]
 
 
 def forget_loss(connection: sqlite3.Connection, namespace: str, nodes: Iterable[Node]) -> None:
-    """Drop that nodes have lost something: they are alive all the same."""
+    """Drop that nodes have lost something: they are alive all the same, and all that they refer to."""
     connection.executemany(
         "DELETE FROM candidates WHERE namespace = ? AND node = ? AND reason = 'lost' AND due = 0",
         [(namespace, node) for node in nodes],

@@ -45,7 +45,7 @@ WITH RECURSIVE alive (node, flat) AS (
 SELECT node, 0 FROM ({OBJECTS}) WHERE node NOT IN (SELECT node FROM alive)
 UNION ALL
 SELECT node, 1 FROM (SELECT DISTINCT node FROM candidates WHERE namespace = ?1 AND due <= ?2)
-WHERE node NOT IN (SELECT node FROM alive)
+WHERE node NOT IN (SELECT node FROM alive WHERE NOT flat)
 """  # noqa: S608 - queries of ours
 
 
@@ -75,7 +75,7 @@ def mark(connection: sqlite3.Connection, moment: int, *, pace: bool = True) -> M
 
 
 def dead(connection: sqlite3.Connection, namespace: str, moment: int) -> Iterator[tuple[Node, bool]]:
-    """Everything that nothing keeps: objects, and those due candidates (marked by True), which may be objects too."""
+    """Objects that nothing keeps, and (marked by True) due candidates that nothing keeps fully."""
     conditions = connection.execute(
         "SELECT DISTINCT source, condition FROM edges INDEXED BY edges_stated_by_destination "
         "WHERE namespace = ? AND kind IN ('bref', 'cond') AND kind = 'cond'",
@@ -109,7 +109,7 @@ def _mark(connection: sqlite3.Connection, namespace: str, moment: int, result: M
 
 
 def _following(connection: sqlite3.Connection, namespace: str, noted: set[Node]) -> set[Node]:
-    """Dead candidates and what can be reached from them, which goes or is proven alive with them."""
+    """Candidates and what can be reached from them: what of that is dead goes with them."""
     seen, todo = set(noted), list(noted)
     while todo:
         for node, _ in candidates.refers(connection, namespace, todo.pop()):

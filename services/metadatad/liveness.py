@@ -44,18 +44,25 @@ class Liveness:
 
     def is_alive(self, node: Node) -> bool:
         """Whether a root keeps the node."""
-        while (found := self.seems_alive(node)) is None:
-            pass
-        return found
+        self._search(node, fully=False)
+        return self._known(node)
 
-    def seems_alive(self, node: Node, effort: int = 1_000_000) -> bool | None:
-        """Whether a root keeps the node; None where as many reads as `effort` allows do not tell."""
+    def is_fully_alive(self, node: Node, effort: int = -1) -> bool:
+        """Whether a root keeps the node, and not only flatly: then all that it refers to is kept as well.
+
+        False also where as many reads as `effort` allows do not tell; there is no limit where that is negative.
+        """
+        self._search(node, fully=True, effort=effort)
+        return node in self._fully
+
+    def _search(self, node: Node, *, fully: bool, effort: int = -1) -> None:
+        """Look for what keeps a node, until that is found or the effort is spent."""
         self._meet(node)
         seen, entered = {node}, set()
         todo = [node]
-        while todo and not self._known(node):
+        while todo and not (node in self._fully or (not fully and node in self._flatly)):
             if not effort:
-                return None
+                return
             effort -= 1
             top = todo.pop()
             if top in self._fully or top in self._final:
@@ -67,9 +74,8 @@ class Liveness:
                 todo.append(top)
             seen.update(found)
             todo += found
-        if not self._known(node):
+        if not todo:
             self._final |= seen
-        return self._known(node)
 
     def lapses(self, node: Node) -> list[int]:
         """From which moments on conditional references to a node hold no more that hold now."""

@@ -57,7 +57,8 @@ def sweep(
 ) -> Swept:
     """Remove the records of nodes that nothing keeps at that moment still, as many as that time allows, or one.
 
-    What those referred to is a candidate then, unless it is found alive without much ado; the `doomed` are not asked.
+    What those referred to is a candidate then, unless it is found fully alive without much ado; of the `doomed` that
+    is not asked.
     """
     connection, swept, end = transaction.connection, Swept(), time.monotonic() + seconds
     liveness = Liveness(connection, namespace, moment)
@@ -78,7 +79,7 @@ def sweep(
         candidates.note(connection, [(namespace, other, "lost", 0) for other, _ in kept])
     candidates.forget(connection, namespace, dead, moment)
     beyond.difference_update(dead, doomed)
-    alive = [node for node in beyond if liveness.seems_alive(node, EFFORT)]
+    alive = [node for node in beyond if liveness.is_fully_alive(node, EFFORT)]
     candidates.forget_loss(connection, namespace, alive)
     faults.point("metadatad.collection.buried")
     return swept

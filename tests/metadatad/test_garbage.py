@@ -115,7 +115,7 @@ def settle(world: World, connection: sqlite3.Connection) -> None:
 
 
 def begin(connection: sqlite3.Connection) -> World:
-    """Two images that share a layer, a container, a lease with an end: all alive, and nothing of it a candidate."""
+    """Two images that share a layer, a container, leases, one with an end: all alive, and nothing of it a candidate."""
     world, none = World(), frozenset[Label]()
     manifest = frozenset({Label("ref", DIGESTS[1]), Label("ref", SNAPSHOTS[1])})
     for node, stated, number in [
@@ -129,9 +129,11 @@ def begin(connection: sqlite3.Connection) -> World:
         ("images/b", none, 2),
         ("containers/c", none, 3),
         ("leases/l", frozenset({Label("expire", hours=3)}), 0),
+        ("leases/m", frozenset({Label("flat")}), 0),
     ]:
         make("1", node, stated, number)(world, connection)
     hold("1", "leases/l", DIGESTS[0], True)(world, connection)
+    hold("1", "leases/m", DIGESTS[0], True)(world, connection)
     make("2", DIGESTS[0], frozenset({Label("root")}), 0)(world, connection)
     settle(world, connection)
     return world
@@ -190,7 +192,7 @@ def marked_as_modelled(world: World, connection: sqlite3.Connection) -> None:
         assert found == known - space.alive(world.hours)
 
 
-D0, D1, _ = DIGESTS
+D0, D1, D2 = DIGESTS
 S0, S1, _ = SNAPSHOTS
 NONE = frozenset[Label]()
 ROOT, USED = Label("root"), Label("used", hours=0)
@@ -286,6 +288,46 @@ WAYS: dict[str, tuple[list[Step], list[Step]]] = {
     "a condition is met no more": (
         [make("1", D0, CONDITION, 0), make("1", S0, frozenset({ROOT, USED}), 0)],
         [make("1", S0, frozenset({ROOT}), 0)],
+    ),
+    "a flat lease keeps what referred to it": (
+        [
+            *BELOW_D1,
+            make("1", "leases/l", frozenset({Label("flat")}), 0),
+            hold("1", "leases/l", D1, True),
+        ],
+        [remove("1", "images/a")],
+    ),
+    "a flat lease keeps the image whose target referred to it": (
+        [
+            make("1", D0, NONE, 0),
+            make("1", D1, frozenset({Label("ref", D0)}), 0),
+            make("1", "images/a", frozenset({Label("expire", hours=2)}), 1),
+            make("1", "leases/l", frozenset({Label("flat")}), 0),
+            hold("1", "leases/l", "images/a", True),
+        ],
+        [later(3)],
+    ),
+    "a flat lease keeps the child of a snapshot that referred to it": (
+        [
+            make("1", D0, NONE, 0),
+            make("1", S0, frozenset({Label("ref", D0)}), 0),
+            make("1", S1, NONE, 1),
+            make("1", "containers/c", NONE, 2),
+            make("1", "leases/l", frozenset({Label("flat")}), 0),
+            hold("1", "leases/l", S1, True),
+        ],
+        [remove("1", "containers/c")],
+    ),
+    "a flat lease keeps what a blob referred to that is removed": (
+        [
+            make("1", D0, NONE, 0),
+            make("1", D1, frozenset({Label("ref", D0)}), 0),
+            make("1", D2, frozenset({Label("ref", D1)}), 0),
+            make("1", "images/a", NONE, 2),
+            make("1", "leases/l", frozenset({Label("flat")}), 0),
+            hold("1", "leases/l", D1, True),
+        ],
+        [remove("1", "images/a")],
     ),
     "the snapshot of a condition is gone": (
         [

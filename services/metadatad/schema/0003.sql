@@ -1,6 +1,6 @@
 -- What may have become garbage, so that a collection need not look at everything.
 --
--- Always: what nothing keeps is a candidate, or can be reached from a candidate that nothing keeps.
+-- Always: what nothing keeps is a candidate, or can be reached from a candidate that nothing keeps, or keeps flatly.
 -- Triggers note candidates, so that no way of changing a record can forget them.
 -- A row stays until a collection has found its node alive, or removed it.
 CREATE TABLE candidates (
