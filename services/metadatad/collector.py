@@ -29,6 +29,8 @@ from metadatad.sweeper import Sweeper
 
 RETRY_SECONDS: Final = 30.0
 LONGEST_SLEEP: Final = 3600.0
+LOOK_SECONDS: Final = 1.0
+"""How soon after a change the collector looks when something expires."""
 SHORTEST: Final = 0.005
 """What a collection counts as at least when the next occasion is planned, as in containerd."""
 
@@ -83,6 +85,8 @@ class Collector:
         self._asked: list[asyncio.Future[Collection]] = []
         self._mutations = self._deletions = 0
         self._occasion = self._due = time.monotonic() + self._schedule.startup_delay
+        self._look: float | None = None
+        """When to look what expires next; None while nothing has changed since the last look."""
         self._passes: dict[Backend, Passes] = {}
         self._begun = 0
         """Number of collections that have begun."""
@@ -104,6 +108,9 @@ class Collector:
             self._make_due(max(moment, self._occasion))
         if self._deletions >= settings.deletion_threshold > 0:
             self._make_due(moment)
+        if self._look is None:
+            self._look = time.monotonic() + LOOK_SECONDS
+            self._wake.set()
 
     async def collect(self) -> None:
         """See `metadatad.records.Collector`. Back ends that nothing went from are not waited for."""
@@ -152,10 +159,25 @@ class Collector:
 
     async def _wait(self) -> None:
         while not self._asked and (pause := self._due - time.monotonic()) > 0:
+            if self._look is not None and self._look <= time.monotonic():
+                await self._look_ahead()
+                continue
             self._wake.clear()
+            look = LONGEST_SLEEP if self._look is None else self._look - time.monotonic()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(pause, LONGEST_SLEEP)):
+                async with asyncio.timeout(min(pause, look, LONGEST_SLEEP)):
                     await self._wake.wait()
+
+    async def _look_ahead(self) -> None:
+        """What was recorded since the last look may expire before anything else makes a collection due."""
+        self._look = None
+        try:
+            due = await self._records.read(lambda connection: candidates.next_due(connection, 0))
+        except CarinaError as error:
+            log.warning("what expires next is not known: %s", error)
+            self._look = time.monotonic() + RETRY_SECONDS
+            return
+        self._plan(due)
 
     def _make_due(self, moment: float) -> None:
         if moment < self._due:
@@ -185,6 +207,7 @@ class Collector:
             raise
         finally:
             self._collecting = False
+        self._look = None
         self._plan_next(*await self._records.read(_outlook))
         for future in asked:
             if not future.done():
@@ -197,6 +220,10 @@ class Collector:
         self._occasion = time.monotonic() + (average / share - average if share > 0 else 0.0)
         if left or self._due < self._occasion:  # noted, or asked for, while this one ran
             self._due = self._occasion
+        self._plan(due)
+
+    def _plan(self, due: int | None) -> None:
+        """What is due at that moment, if anything, is to be looked at then."""
         if due is not None:
             self._make_due(max(self._occasion, time.monotonic() + (due - now()) / 1e6 + 0.001))
 
