@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from carina.cli import output
 from carina.cli.target import Target
+from carina.cli.usage import usage
 from carina.images import Image
 from carina.reference import normalize
 
@@ -22,6 +24,9 @@ LOOKUPS: Final = 8
 @click.group()
 def images() -> None:
     """Manage images."""
+
+
+images.add_command(usage, "usage")
 
 
 @images.command("ls")
@@ -85,15 +90,20 @@ async def _size(client: "Client", image: Image) -> int:
 
 @images.command("check")
 @click.argument("filters", nargs=-1)
-@click.option("--snapshotter", default="overlayfs", show_default=True)
+@click.option("--snapshotter", envvar="CARINA_SNAPSHOTTER", default="overlayfs", show_default=True)
+@click.option("-q", "--quiet", is_flag=True, help="Print the names of those only that are complete and unpacked.")
 @click.pass_obj
-def check(target: Target, filters: Sequence[str], snapshotter: str) -> None:
+def check(target: Target, filters: Sequence[str], snapshotter: str, quiet: bool) -> None:
     """Say for each image whether its content is complete and whether it is unpacked."""
 
     async def work(client: "Client") -> list[tuple[str, ...]]:
         return [await _check(client, image, snapshotter) for image in await client.images.list(filters)]
 
-    output.table(("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"), target.run(work))
+    found = target.run(work)
+    if quiet:
+        output.names(one[0] for one in found if one[3].startswith("complete") and one[5] == "true")
+        return
+    output.table(("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"), found)
 
 
 async def _check(client: "Client", image: Image, snapshotter: str) -> tuple[str, ...]:
@@ -140,20 +150,123 @@ def tag(target: Target, source: str, names: Sequence[str], force: bool) -> None:
     """Give an image further names."""
 
     async def work(client: "Client") -> None:
-        from carina.errors import AlreadyExists
+        from carina.client.run import leased
+        from carina.leases import Resource
 
-        image = await client.images.get(str(normalize(source)))
-        for name in names:
-            copy = Image(name=str(normalize(name)), target=image.target, labels=image.labels)
-            try:
-                await client.images.create(copy)
-            except AlreadyExists:
-                if not force:
-                    raise
-                await client.images.update(copy, ["target", "labels"])
-            click.echo(copy.name)
+        async with leased(client) as lease:
+            image = await client.images.get(str(normalize(source)))
+            # Held before its presence is looked at: the source may be removed meanwhile.
+            await client.leases.add_resource(lease, Resource(type="content", id=image.target.digest))
+            await client.content.info(image.target.digest)
+            for name in names:
+                copy = Image(name=str(normalize(name)), target=image.target, labels=image.labels)
+                await _record(client, copy, force=force)
+                click.echo(copy.name)
 
     target.run(work)
+
+
+async def _record(client: "Client", image: Image, *, force: bool) -> None:
+    from carina.errors import AlreadyExists
+
+    try:
+        await client.images.create(image)
+    except AlreadyExists:
+        if not force:
+            raise
+        await client.images.update(image, ["target", "labels"])
+
+
+@images.command("convert")
+@click.argument("source")
+@click.argument("name", metavar="TARGET")
+@click.option("--uncompress", "compression", flag_value="none", help="Store the layers uncompressed.")
+@click.option("--gzip", "compression", flag_value="gzip", help="Compress the layers with gzip.")
+@click.option("--zstd", "compression", flag_value="zstd", help="Compress the layers with zstd; implies --oci.")
+@click.option("--oci", is_flag=True, help="Give Docker's documents and layers OCI's media types.")
+@click.option("--platform", "platforms", multiple=True, help="OS/ARCH[/VARIANT]; this machine's where absent.")
+@click.option("--all-platforms", is_flag=True, help="Convert every platform; all must be here.")
+@click.pass_obj
+def convert(
+    target: Target,
+    source: str,
+    name: str,
+    compression: str | None,
+    oci: bool,
+    platforms: Sequence[str],
+    all_platforms: bool,
+) -> None:
+    """Convert the image SOURCE and call the result TARGET."""
+    from carina.client.convert import Conversion
+    from carina.platforms import Platform, host
+
+    wanted = () if all_platforms else tuple(Platform.parse(text) for text in platforms) or (host(),)
+    wish = Conversion(compression=compression or "", oci=oci, platforms=wanted)
+
+    async def work(client: "Client") -> str:
+        from carina.client.convert import convert
+        from carina.client.run import leased
+
+        async with leased(client):
+            image = await client.images.get(str(normalize(source)))
+            made = await convert(client.content, image, wish)
+            await _record(client, Image(name=str(normalize(name)), target=made, labels=image.labels), force=True)
+            return made.digest
+
+    click.echo(target.run(work, deadline=None))
+
+
+@images.command("mount")
+@click.argument("name", metavar="IMAGE")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--snapshotter", envvar="CARINA_SNAPSHOTTER", default="overlayfs", show_default=True)
+@click.option("--rw", "writable", is_flag=True, help="Mount it writable.")
+@click.option("--platform", "platform", help="OS/ARCH[/VARIANT]; this machine's where absent.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label of the snapshot.")
+@click.pass_obj
+def mount(
+    target: Target,
+    name: str,
+    directory: Path,
+    snapshotter: str,
+    writable: bool,
+    platform: str | None,
+    labels: Sequence[str],
+) -> None:
+    """Mount the tree of IMAGE on DIRECTORY."""
+    from carina.platforms import Platform, host
+
+    async def work(client: "Client") -> str:
+        from carina.client.imagemount import mount_image
+
+        return await mount_image(
+            client,
+            await client.images.get(str(normalize(name))),
+            directory,
+            snapshotter=snapshotter,
+            platform=Platform.parse(platform) if platform else host(),
+            writable=writable,
+            snapshot_labels=output.parse_labels(labels),
+        )
+
+    click.echo(target.run(work, deadline=None))
+
+
+@images.command("unmount")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--snapshotter", envvar="CARINA_SNAPSHOTTER", default="overlayfs", show_default=True)
+@click.option("--rm", "remove_snapshot", is_flag=True, help="Remove the snapshot as well.")
+@click.pass_obj
+def unmount(target: Target, directory: Path, snapshotter: str, remove_snapshot: bool) -> None:
+    """Unmount the image from DIRECTORY."""
+
+    async def work(client: "Client") -> None:
+        from carina.client.imagemount import unmount_image
+
+        await unmount_image(client, directory, snapshotter=snapshotter, remove=remove_snapshot)
+
+    target.run(work)
+    click.echo(directory)
 
 
 @images.command("label")

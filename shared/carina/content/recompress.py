@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,8 +32,10 @@ class Recompressed:
     """Digest of the tar, which is the same as before."""
 
 
-async def recompressed(store: ContentStore, digest: Digest, kind: str) -> Recompressed:
-    """Store a layer as `none`, `gzip` or `zstd`; the same layer gives the same bytes.
+async def recompressed(
+    store: ContentStore, digest: Digest, kind: str, *, labels: Mapping[str, str] | None = None
+) -> Recompressed:
+    """Store a layer as `none`, `gzip` or `zstd` with `labels`; the same layer gives the same bytes.
 
     Raises:
         NotFound: it is not there.
@@ -52,16 +54,16 @@ async def recompressed(store: ContentStore, digest: Digest, kind: str) -> Recomp
                     await writer.write(piece)
                 with context.deadline(COMMIT_SECONDS):
                     made = await writer.digest()
-                    await _commit(writer, size, made, work.diff_id)
+                    await _commit(writer, size, made, {**(labels or {}), UNCOMPRESSED: work.diff_id})
         except BaseException:
             await finish(_discard(store, ref))
             raise
     return Recompressed(digest=made, size=size, diff_id=work.diff_id)
 
 
-async def _commit(writer: Writer, size: int, made: Digest, diff_id: Digest) -> None:
+async def _commit(writer: Writer, size: int, made: Digest, labels: Mapping[str, str]) -> None:
     with contextlib.suppress(AlreadyExists):
-        await writer.commit(size=size, expected=made, labels={UNCOMPRESSED: diff_id})
+        await writer.commit(size=size, expected=made, labels=labels)
 
 
 async def _discard(store: ContentStore, ref: str) -> None:
