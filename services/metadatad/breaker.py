@@ -21,6 +21,8 @@ class Breaker:
     def __init__(self, patience: float, *, pause: float = PAUSE_SECONDS) -> None:
         self.on_open: Callable[[], None] = lambda: None
         self._patience, self._pause = patience, pause
+        self.dead = False
+        """Whether not even the last probe was answered."""
         self._answered = 0.0
         self._silent: float | None = None
         """When the first call began that was not answered, of those after the last answer."""
@@ -29,6 +31,10 @@ class Breaker:
     @property
     def open(self) -> bool:
         return self._until is not None
+
+    @property
+    def last_answer(self) -> float:
+        return self._answered
 
     def check(self, name: str, seconds: float) -> None:
         """Begin a call that may take so many seconds.

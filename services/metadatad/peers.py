@@ -1,7 +1,7 @@
 """How a back end is called: with the namespace and lease that it wants, and never without a limit.
 
 A back end that is known not to answer (`metadatad.breaker`) is not called where an answer is due at once: that fails.
-Work may go on for as long as it may last, and begins with a call of the other kind.
+Work is begun unless not even a probe was answered, and may go on for as long as it may last.
 """
 
 import asyncio
@@ -50,12 +50,22 @@ class Peer:
     @contextlib.asynccontextmanager
     async def probing(self, seconds: float) -> AsyncIterator[None]:
         """Calls in the block are to find out whether the back end answers: they are made in any case."""
-        async with self._within(seconds, deadline=True):
-            yield
+        begun = time.monotonic()
+        try:
+            async with self._within(seconds, deadline=True):
+                yield
+        finally:
+            self.breaker.dead = self.breaker.last_answer < begun and time.monotonic() >= begun + seconds - EARLY
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Calls in the block last as long as their work; an earlier deadline of the caller stays."""
+        """Calls in the block last as long as their work; an earlier deadline of the caller stays.
+
+        Raises:
+            Unavailable: they were not answered, or it is known that they would not even be begun.
+        """
+        if self.breaker.dead:
+            self.breaker.check(self.name, self.answer_seconds)
         async with self._within(self.work_seconds, deadline=True):
             yield
 

@@ -122,7 +122,7 @@ async def test_a_stopped_service_counts_as_dead_after_a_while() -> None:
     """Calls without a deadline that wait for it, and those that come, are Unavailable; when it goes on, they work."""
     with directory() as path, process(path / "t.sock", "-c", TASKD, str(path / "t.sock")) as taskd:
         try:
-            async with gateway(path, Plugins(), stall=2.0) as channel:
+            async with gateway(path, Plugins(), stall=1.5) as channel:
                 tasks = TasksStub(channel)
                 await tasks.list(ListTasksRequest())
                 waiting = asyncio.create_task(tasks.get(GetRequest()))
