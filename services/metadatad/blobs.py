@@ -176,8 +176,19 @@ def _let_go(connection: sqlite3.Connection, ingest: Ingest) -> None:
 
 
 def expect(connection: sqlite3.Connection, namespace: str, ref: str, digest: Digest) -> None:
-    """Note what an ingest is about to become, so that a crash leaves no blob that nobody knows of."""
-    connection.execute("UPDATE ingests SET expected = ? WHERE namespace = ? AND ref = ?", (digest, namespace, ref))
+    """Note what an ingest is about to become, so that a crash leaves no blob that nobody knows of.
+
+    It no longer keeps a blob that it might have become without a byte written.
+
+    Raises:
+        NotFound: it was aborted, or it expired.
+    """
+    old = get_ingest(connection, namespace, ref)
+    connection.execute(
+        "UPDATE ingests SET expected = ?, shared = 0 WHERE namespace = ? AND ref = ?", (digest, namespace, ref)
+    )
+    edges.state(connection, namespace, edges.ingest(ref), {})
+    _let_go(connection, old)
 
 
 def must_be_shared(connection: sqlite3.Connection, namespace: str, ref: str, digest: Digest) -> None:

@@ -13,7 +13,9 @@ from carina.errors import AlreadyExists, FailedPrecondition, NotFound
 from carina.leases import Lease, Resource
 from carina.namespaces import Namespace
 from conformance.content_suite import get, put
+from metadatad import blobs, leases
 from metadatad.backends import Settings
+from metadatad.records import Transaction
 from support.content import directory
 from support.views import View, content_backend, metadata, view
 
@@ -110,6 +112,39 @@ async def test_more_is_written_to_a_shared_blob(service: View) -> None:
         assert await get(service.content, longer) == DATA + b"more"
     with context.within(namespace="one"):
         assert await get(service.content, DIGEST) == DATA
+
+
+async def test_ingest_that_became_another_blob_keeps_the_first_no_more(service: View) -> None:
+    """A blob that every namespace has deleted meanwhile goes, although an ingest began with its bytes."""
+    with context.within(namespace="one"):
+        await put(service.content, DATA)
+    with context.within(namespace="two"):
+        async with await service.content.writer("w", expected=DIGEST) as writer:
+            with context.within(namespace="one"):
+                await service.content.delete(DIGEST)
+            await writer.write(b"more")
+            longer = await writer.commit(expected=Digest.of(DATA + b"more"), labels={"containerd.io/gc.root": "x"})
+    await service.collector.run(sync=True)
+    assert await service.stored() == {longer}
+
+
+async def test_ingest_whose_record_went_is_not_committed(service: View) -> None:
+    """An ingest that a collection has taken, with its lease, becomes no blob that nobody knows of."""
+    with context.within(namespace="one"):
+        lease = await service.leases.create(Lease(id="l"))
+
+    def collect(transaction: Transaction) -> None:
+        leases.discard(transaction.connection, "one", "l")
+        blobs.discard_ingest(transaction.connection, "one", "w")
+
+    with context.within(namespace="one", lease=lease.id):
+        async with await service.content.writer("w") as writer:
+            await writer.write(DATA)
+            await service.records.write(collect)
+            with pytest.raises(NotFound):
+                await writer.commit(expected=DIGEST)
+    await service.collector.run(sync=True)
+    assert (await service.stored(), await service.blobs.statuses()) == (set(), [])
 
 
 async def test_isolated_namespaces_bring_the_bytes(isolated: View) -> None:
