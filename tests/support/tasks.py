@@ -100,6 +100,8 @@ class World:
     def __init__(self, directory: Path, rootfs: Path, settings: dict[str, Any]) -> None:
         self.directory, self.rootfs = directory, rootfs
         self.runtime = RUNC
+        self.address = ""
+        """What shims are told of as their daemon; empty for taskd's gateway."""
         self.namespace = f"carina-test-{secrets.token_hex(4)}"
         self.containers, self.events = Containers(), Events()
         self.root, self.state = directory / "root", directory / "state"
@@ -214,7 +216,7 @@ class World:
         for pid in self.shims():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        socket = shim.socket(address=str(self.config.gateway), namespace=self.namespace, group="")
+        socket = shim.socket(address=self.address or str(self.config.gateway), namespace=self.namespace, group="")
         for path in (socket, f"{socket}.lock"):
             Path(path).unlink(missing_ok=True)
         base = Path("/sys/fs/cgroup")
