@@ -5,9 +5,7 @@ where the registry itself is spoken to by https.
 """
 
 import base64
-import re
 import time
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -17,18 +15,15 @@ import msgspec
 from carina.aio.locks import KeyedLock
 from carina.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
 from carina.transfer import Credentials, CredentialSource
-from imaged.hosts import Host
+from imaged.challenges import merged, parse_challenges
+from imaged.failures import FAILURES, unreachable
+from imaged.hosts import Host, is_url
+from imaged.patience import TRANSIENT, refused
+from imaged.proxies import Proxies
 
 MAX_TOKEN_SIZE: Final = 1 << 20
 _TOKEN_SECONDS: Final = 60.0
 """How long a token lasts whose answer does not say (distribution's token specification)."""
-_CHALLENGE: Final = re.compile(r'([a-zA-Z][\w.-]*)=(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenge:
-    scheme: str
-    parameters: dict[str, str]
 
 
 class _Token(msgspec.Struct):
@@ -37,22 +32,19 @@ class _Token(msgspec.Struct):
     expires_in: float | None = None
 
 
-def parse_challenges(headers: list[str]) -> list[Challenge]:
-    """Read WWW-Authenticate headers (RFC 9110, section 11.6.1), one challenge each."""
-    challenges = []
-    for header in headers:
-        scheme, _, rest = header.strip().partition(" ")
-        parameters = {name.lower(): quoted or bare for name, quoted, bare in _CHALLENGE.findall(rest[:8192])}
-        challenges.append(Challenge(scheme=scheme.lower(), parameters=parameters))
-    return challenges
-
-
 class Authorizer:
     """The authorization of one transfer, with the tokens that it got."""
 
-    def __init__(self, session: aiohttp.ClientSession, credentials: CredentialSource | None = None) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        credentials: CredentialSource | None = None,
+        *,
+        proxies: Proxies | None = None,
+    ) -> None:
         self._session = session
         self._source = credentials
+        self._proxies = proxies or Proxies()
         self._headers: dict[tuple[str, str], tuple[str, float]] = {}
         self._locks = KeyedLock()
 
@@ -68,6 +60,7 @@ class Authorizer:
             Unauthenticated: there is nothing (more) to answer the challenge with.
             PermissionDenied: the realm refuses.
             Unavailable: the realm can't be reached.
+            Transient: the realm fails, and may not another time.
         """
         async with self._locks.hold(f"{host.base} {scope}", seconds=60):
             known = self.header(host, scope)
@@ -98,31 +91,59 @@ class Authorizer:
         self, host: Host, scope: str, parameters: dict[str, str], credentials: Credentials | None
     ) -> tuple[str, float]:
         realm = parameters["realm"]
-        where = urlsplit(realm)
-        if where.scheme not in ("http", "https") or not where.netloc or "@" in where.netloc:
-            raise InvalidArgument(f"registry {host.authority} names {realm[:200]!r} as realm, which is no URL")
-        if where.scheme == "http" and host.scheme == "https":
-            raise PermissionDenied(f"registry {host.authority} wants a token fetched in the clear from {where.netloc}")
-        query = {"scope": parameters.get("scope") or scope}
-        if "service" in parameters:
-            query["service"] = parameters["service"]
+        where = _realm(realm, host)
+        whom = f"realm {where} of registry {host.authority}"
+        scopes = merged([*parameters.get("scope", "").split(), *scope.split()])
         try:
-            if credentials and credentials.secret and not credentials.username:
-                query |= {"grant_type": "refresh_token", "refresh_token": credentials.secret, "client_id": "carina"}
-                request = self._session.post(realm, data=query, allow_redirects=False)
-            else:
-                headers = {"Authorization": _basic(credentials)} if credentials and credentials.username else {}
-                request = self._session.get(realm, params=query, headers=headers, allow_redirects=False)
-            async with request as response:
+            async with self._request(host, realm, parameters.get("service", ""), scopes, credentials) as response:
                 data = await response.content.read(MAX_TOKEN_SIZE)
-                status = response.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"realm {where.netloc} of registry {host.authority} can't be reached: {error}") from error
+                status, headers = response.status, response.headers
+        except FAILURES as error:
+            raise unreachable(error, whom) from error
         if status in (401, 403):
-            raise PermissionDenied(f"realm {where.netloc} of registry {host.authority} refuses a token ({status})")
+            hint = "check the credentials" if credentials else "credentials may help"
+            raise PermissionDenied(f"{whom} refuses a token ({status}); {hint} for {', '.join(scopes)}")
+        if status in TRANSIENT:
+            raise refused(f"{whom} gives no token ({status})", status, headers)
         if status != 200:
-            raise Unavailable(f"realm {where.netloc} of registry {host.authority} answers {status}")
-        return _read_token(data, where.netloc)
+            raise Unavailable(f"{whom} answers {status}")
+        return _read_token(data, where)
+
+    def _request(
+        self, host: Host, realm: str, service: str, scopes: list[str], credentials: Credentials | None
+    ) -> "aiohttp.client._RequestContextManager":
+        own = urlsplit(realm).hostname == urlsplit(host.base).hostname
+        proxy, proxy_auth = self._proxies.between(realm)
+        query = [("service", service)] if service else []
+        if credentials and credentials.secret and not credentials.username:
+            form = [*query, ("scope", " ".join(scopes)), ("client_id", "carina")]
+            form += [("grant_type", "refresh_token"), ("refresh_token", credentials.secret)]
+            method, data, query, headers = "POST", aiohttp.FormData(form), [], {}
+        else:
+            method, data = "GET", None
+            query += [("scope", one) for one in scopes]
+            headers = {"Authorization": _basic(credentials)} if credentials and credentials.username else {}
+        return self._session.request(
+            method,
+            realm,
+            params=query,
+            data=data,
+            headers=headers,
+            allow_redirects=False,
+            ssl=host.tls if own else host.tls_elsewhere,
+            proxy=proxy,
+            proxy_auth=proxy_auth,
+        )
+
+
+def _realm(realm: str, host: Host) -> str:
+    """The host of a realm that one may ask."""
+    if not is_url(realm):
+        raise InvalidArgument(f"registry {host.authority} names {realm[:200]!r} as realm, which is no URL")
+    where = urlsplit(realm)
+    if where.scheme == "http" and host.scheme == "https":
+        raise PermissionDenied(f"registry {host.authority} wants a token fetched in the clear from {where.netloc}")
+    return where.netloc
 
 
 def _read_token(data: bytes, realm: str) -> tuple[str, float]:

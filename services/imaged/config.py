@@ -3,6 +3,8 @@
 [images]
 config_path = "/etc/carina/certs.d"       # REGISTRY/hosts.toml
 max_concurrent_downloads = 4              # connections to a registry that one pull keeps busy
+concurrent_layer_fetch_buffer = 8388608   # bytes of one range of a large layer; 0: one connection for each layer
+minimum_rate = 1024                       # bytes a second, over stall_timeout; less is as no byte at all
 max_concurrent_uploaded_layers = 3        # blobs that one push sends at a time
 default_snapshotter = "overlayfs"
 attempts = 5                              # how often something transient is tried
@@ -46,6 +48,8 @@ _KEYS: Final = frozenset(
     (
         "config_path",
         "max_concurrent_downloads",
+        "concurrent_layer_fetch_buffer",
+        "minimum_rate",
         "max_concurrent_uploaded_layers",
         "default_snapshotter",
         "attempts",
@@ -70,6 +74,8 @@ class Config:
     """Names of the differs to ask in turn; none: our own and then every one that is plugged in."""
     config_path: Path = DEFAULT_CONFIG_PATH
     max_concurrent_downloads: int = 4
+    concurrent_layer_fetch_buffer: int = 8 << 20
+    minimum_rate: float = 1024.0
     max_concurrent_uploaded_layers: int = 3
     default_snapshotter: str = "overlayfs"
     attempts: int = 5
@@ -93,6 +99,8 @@ class Config:
             differs=_differs(table.get("diff", {})),
             config_path=Path(str(table.get("config_path", DEFAULT_CONFIG_PATH))),
             max_concurrent_downloads=int(_number(table, "max_concurrent_downloads", 4, least=1, most=64)),
+            concurrent_layer_fetch_buffer=_piece(table),
+            minimum_rate=_number(table, "minimum_rate", 1024.0, least=0, most=1 << 40),
             max_concurrent_uploaded_layers=int(_number(table, "max_concurrent_uploaded_layers", 3, least=1, most=64)),
             default_snapshotter=str(table.get("default_snapshotter", "overlayfs")),
             attempts=int(_number(table, "attempts", 5, least=1, most=100)),
@@ -130,6 +138,12 @@ def _limits(table: Mapping[str, Any]) -> Limits:
         for key, field in _LIMITS.items()
     }
     return default._replace(**found)
+
+
+def _piece(table: Mapping[str, Any]) -> int:
+    size = int(_number(table, "concurrent_layer_fetch_buffer", 8 << 20, least=0, most=1 << 30))
+    # containerd takes anything below for a wish to have one connection.
+    return size if size >= 512 else 0
 
 
 def _flag(table: Mapping[str, Any], key: str, *, default: bool) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -29,8 +30,10 @@ from carina.transfer.streams import Streams
 from imaged.config import Config
 from imaged.differ import LocalDiffer
 from imaged.differs import Differs
+from imaged.fetcher import Pace
+from imaged.patience import Retry
+from imaged.proxies import Proxies
 from imaged.pull import Stores
-from imaged.registry import Retry
 from imaged.rpc import IntrospectionService
 from imaged.transfer import Timeouts, Transfers
 
@@ -57,11 +60,13 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
                 default_snapshotter=config.default_snapshotter,
                 downloads=config.max_concurrent_downloads,
                 uploads=config.max_concurrent_uploaded_layers,
+                pace=Pace(piece=config.concurrent_layer_fetch_buffer, floor=config.minimum_rate),
                 capabilities=_capabilities(metadata),
                 sync_fs=config.sync_fs,
             ),
             config_path=config.config_path,
             retry=Retry(attempts=config.attempts),
+            proxies=Proxies.of(os.environ),
             timeouts=Timeouts(connect=config.connect_timeout, stall=config.stall_timeout),
         )
         streams = Streams()

@@ -1,30 +1,52 @@
 """The bytes of a blob or manifest from a registry, as a stream that survives broken connections.
 
 A connection that breaks is resumed by Range where it stopped; the caller sees one stream of at most the descriptor's
-size. What the bytes are is checked where they are stored: by the content store, against the descriptor's digest.
+size. A large blob whose connection is slow is read in several ranges at once (`ahead.py`).
+What the bytes are is checked where they are stored: by the content store, against the descriptor's digest.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from carina.descriptor import Descriptor
 from carina.errors import CarinaError, DataLoss, NotFound, Unavailable
 from carina.images import manifest
-from imaged.hosts import Host
-from imaged.registry import Repository, Transient, pause
+from imaged.ahead import Ahead, Span
+from imaged.failures import FAILURES, broken
+from imaged.hosts import Host, is_url
+from imaged.patience import Retry, Transient, pause
+from imaged.registry import Repository
 
 PROGRESS: Final = 64 * 1024
 """Bytes after which a connection counts as one that got somewhere, so that attempts are counted anew."""
 
 
-class Fetcher:
-    """Content of one repository."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast content is to come."""
 
-    def __init__(self, repository: Repository) -> None:
+    piece: int = 0
+    """Bytes of one range of several that are read at once; 0: one connection for each blob."""
+    floor: float = 0.0
+    """Bytes a second; a connection below it for as long as one may stall is given up."""
+
+
+class Fetcher:
+    """Content of one repository. `slots` are the connections that there may be, as far as they are shared."""
+
+    def __init__(
+        self, repository: Repository, *, pace: Pace | None = None, slots: asyncio.Semaphore | None = None
+    ) -> None:
         self.repository = repository
+        self._pace = pace or Pace()
+        self._slots = slots
 
     @property
     def source(self) -> str:
@@ -48,68 +70,142 @@ class Fetcher:
             DataLoss: the registry has fewer bytes, or more, than the descriptor says.
             Unavailable, Unauthenticated, PermissionDenied, ResourceExhausted: what the last host says.
         """
-        failure: CarinaError | None = None
-        for host in self.repository.able("pull"):
+        hosts = self.repository.able("pull")
+        last: CarinaError | None = None
+        for host in hosts:
             try:
-                async with aclosing(self._resuming(host, descriptor, offset)) as chunks:
+                async with aclosing(self._from(_Place(host=host), hosts, descriptor, offset)) as chunks:
                     async for chunk in chunks:
                         offset += len(chunk)
                         yield chunk
                 return
-            except (NotFound, Unavailable) as error:
-                failure = error if failure is None or not isinstance(error, NotFound) else failure
-        assert failure is not None
-        raise failure
+            except NotFound as error:
+                last = error
+                if not descriptor.urls:
+                    self.repository.failed(host, hosts, error)
+            except CarinaError as error:
+                self.repository.failed(host, hosts, error)
+        for place in self._elsewhere(descriptor):
+            try:
+                async with aclosing(self._from(place, [place.host], descriptor, offset)) as chunks:
+                    async for chunk in chunks:
+                        offset += len(chunk)
+                        yield chunk
+                return
+            except NotFound:
+                continue
+        assert last is not None
+        raise last
 
-    async def _resuming(self, host: Host, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
-        attempt = 0
-        while offset < descriptor.size or (attempt == 0 and descriptor.size == 0):
+    def _elsewhere(self, descriptor: Descriptor) -> list["_Place"]:
+        """The places that a manifest names itself. They get no credentials, and are no worse than the registry."""
+        plain = any(host.scheme == "http" for host in self.repository.hosts)
+        found = []
+        for url in descriptor.urls:
+            parts = urlsplit(url) if is_url(url) else None
+            if parts and (plain or parts.scheme == "https"):
+                found.append(_Place(host=Host(scheme=parts.scheme, authority=parts.netloc, path=""), url=url))
+        return found
+
+    def _from(
+        self, place: "_Place", hosts: list[Host], descriptor: Descriptor, offset: int
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes from `offset` on from one place."""
+        retry = self.repository.patience(place.host, hosts)
+        whole = Span(start=offset, end=descriptor.size)
+        size = self._pace.piece
+        if not size or self._slots is None or whole.end - whole.start < 2 * size or _is_document(descriptor):
+            return self._resuming(place, retry, descriptor, whole)
+        ahead = Ahead(lambda span: self._resuming(place, retry, descriptor, span), whole, size=size, slots=self._slots)
+        return ahead.chunks()
+
+    async def _resuming(
+        self, place: "_Place", retry: Retry, descriptor: Descriptor, span: Span
+    ) -> AsyncGenerator[bytes, None]:
+        attempt, offset = 0, span.start
+        while offset < span.end or (attempt == 0 and descriptor.size == 0):
             attempt += 1
             start = offset
             try:
-                async with aclosing(self._once(host, descriptor, offset)) as chunks:
+                async with aclosing(self._once(place, descriptor, span, offset)) as chunks:
                     async for chunk in chunks:
                         offset += len(chunk)
                         if offset > descriptor.size:
                             raise DataLoss(f"{self._name(descriptor)} has more than its {descriptor.size} bytes")
                         yield chunk
-                if offset < descriptor.size:
+                if offset < span.end:
                     raise Transient(f"{self._name(descriptor)} ends after {offset} of {descriptor.size} bytes")
             except Transient as error:
                 if offset - start >= PROGRESS:
                     attempt = 1
-                await pause(self.repository.retry, attempt, error)
+                await pause(retry, attempt, error)
 
-    async def _once(self, host: Host, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
-        """One connection's worth of bytes from `offset` on."""
-        document = manifest.is_index(descriptor.media_type) or manifest.is_manifest(descriptor.media_type)
-        url = self.repository.url(host, "manifests" if document else "blobs", descriptor.digest)
+    async def _once(
+        self, place: "_Place", descriptor: Descriptor, span: Span, offset: int
+    ) -> AsyncGenerator[bytes, None]:
+        """One connection's worth of bytes of `span`, from `offset` on."""
+        kind, host = ("manifests" if _is_document(descriptor) else "blobs"), place.host
         headers = {"Accept": f"{descriptor.media_type}, */*"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-        what = f"{'manifest' if document else 'blob'} {descriptor.digest}"
-        async with self.repository.request(host, url, what=what, headers=headers) as response:
-            if document:
+        last = f"{span.end - 1}" if span.end < descriptor.size else ""
+        if offset or last:
+            headers["Range"] = f"bytes={offset}-{last}"
+        what = f"{kind.removesuffix('s')} {descriptor.digest}"
+        url = place.url or self.repository.url(host, kind, descriptor.digest)
+        request = self.repository.request(host, url, what=what, headers=headers, foreign=bool(place.url))
+        async with request as response:
+            if kind == "manifests":
                 self._check_type(response, descriptor)
             skip = self._skip(response, offset, descriptor)
-            try:
-                async for chunk in response.content.iter_any():
+            if response.status == 206:
+                place.ranges = True
+            elif not place.ranges and offset == span.start:
+                span.end = descriptor.size  # all of it comes, so all of it is taken
+            async with aclosing(self._received(response, descriptor)) as chunks:
+                async for chunk in chunks:
                     if skip >= len(chunk):
                         skip -= len(chunk)
                         continue
-                    yield chunk[skip:] if skip else chunk
+                    rest = chunk[skip:] if skip else chunk
                     skip = 0
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                reason = "no bytes arrive" if isinstance(error, TimeoutError) else "the connection breaks"
-                raise Transient(f"{self._name(descriptor)} can't be read to its end: {reason}") from error
+                    if span.end < descriptor.size and offset + len(rest) >= span.end:
+                        yield rest[: span.end - offset]
+                        return
+                    offset += len(rest)
+                    yield rest
+
+    async def _received(self, response: aiohttp.ClientResponse, descriptor: Descriptor) -> AsyncGenerator[bytes, None]:
+        """The bytes of an answer as they arrive, unless they drip."""
+        stall = self.repository.session.timeout.sock_read or 60.0
+        waited, received = 0.0, 0
+        chunks = response.content.iter_any()
+        while True:
+            began = time.monotonic()
+            try:
+                chunk = await anext(chunks, b"")
+            except FAILURES as error:
+                raise Transient(f"{self._name(descriptor)} can't be read to its end: {broken(error)}") from error
+            if not chunk:
+                return
+            waited, received = waited + time.monotonic() - began, received + len(chunk)
+            if waited >= stall:
+                if received < self._pace.floor * waited:
+                    rate = f"{received / waited:.0f} bytes a second arrive, fewer than {self._pace.floor:.0f}"
+                    raise Transient(f"{self._name(descriptor)} can't be read to its end: {rate}")
+                waited, received = 0.0, 0
+            yield chunk
 
     def _skip(self, response: aiohttp.ClientResponse, offset: int, descriptor: Descriptor) -> int:
         """How many bytes of the answer come before `offset`: none where the registry heeds Range, else all of them."""
-        if not offset or response.status != 206:
+        if response.status != 206:
             return offset
-        start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-        if start != str(offset):
+        stated = response.headers.get("Content-Range", "").removeprefix("bytes ")
+        span, _, total = stated.partition("/")
+        if span.partition("-")[0] != str(offset):
             raise Unavailable(f"{self._name(descriptor)}: asked from byte {offset} on, the registry sends other bytes")
+        if total.isdigit() and total != str(descriptor.size):
+            raise DataLoss(
+                f"{self._name(descriptor)} has {total[:20]} bytes there, its descriptor says {descriptor.size}"
+            )
         return 0
 
     def _check_type(self, response: aiohttp.ClientResponse, descriptor: Descriptor) -> None:
@@ -123,3 +219,18 @@ class Fetcher:
 
     def _name(self, descriptor: Descriptor) -> str:
         return f"content {descriptor.digest} from {self.source}"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Place:
+    """Where one blob is read from."""
+
+    host: Host
+    url: str = ""
+    """All of it, where it is not the registry's."""
+    ranges: bool = False
+    """Whether it heeds Range."""
+
+
+def _is_document(descriptor: Descriptor) -> bool:
+    return manifest.is_index(descriptor.media_type) or manifest.is_manifest(descriptor.media_type)

@@ -1,30 +1,17 @@
-"""Where a registry is spoken to: its hosts in the order of trial, from `<config_path>/<registry>/hosts.toml`.
-
-    server = "https://registry-1.docker.io"       # asked last
-    [host."http://mirror.internal:5000"]          # asked first, in the order of the file
-      capabilities = ["pull", "resolve"]
-      skip_verify = false
-      override_path = false                        # true: the URL's path replaces /v2
-      [host."...".header]
-        X-Custom = "value"
-
-Without such a file a registry is spoken to by https; one on the loopback interface by http.
-"""
+"""One place where a registry is spoken to, and which one that is where nothing is configured."""
 
 import ipaddress
-import ssl
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from ssl import SSLContext
+from typing import Final
 from urllib.parse import urlsplit
 
-from carina.errors import InvalidArgument
+from imaged.certificates import Certificates
 
 DOCKER_HUB: Final = "docker.io"
 _DOCKER_HUB_HOST: Final = "registry-1.docker.io"
-_CAPABILITIES: Final = frozenset(("pull", "resolve", "push"))
+CAPABILITIES: Final = frozenset(("pull", "resolve", "push"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,30 +22,36 @@ class Host:
     authority: str
     """Host, and port where it is not the scheme's."""
     path: str = "/v2"
-    capabilities: frozenset[str] = _CAPABILITIES
+    capabilities: frozenset[str] = CAPABILITIES
     headers: Mapping[str, str] = field(default_factory=dict)
-    tls: ssl.SSLContext | bool = True
-    """False: whatever certificate the host shows is taken."""
+    tls: SSLContext | bool = True
+    """True: what the system trusts."""
+    tls_elsewhere: SSLContext | bool = True
+    """The same for where this host redirects to: without a client's certificate."""
+    dial_timeout: float = 0.0
+    """Seconds for making a connection; 0: the usual."""
+    mirrors: str = ""
+    """The registry that this host stands for, where it is another one."""
 
     @property
     def base(self) -> str:
         return f"{self.scheme}://{self.authority}{self.path}"
 
+    def with_certificates(self, certificates: Certificates) -> "Host":
+        """Reads files. Raises InvalidArgument for one that is of no use."""
+        tls = certificates.context()
+        elsewhere = certificates.anonymous().context() if certificates.pairs else tls
+        return replace(self, tls=tls, tls_elsewhere=elsewhere)
 
-def hosts(registry: str, *, directory: Path | None = None, scheme: str = "") -> list[Host]:
-    """The hosts of a registry in the order of trial. Reads files: run it in a thread.
 
-    `scheme` is what the caller asked for (`http` or `https`), empty for the default.
-
-    Raises:
-        InvalidArgument: the scheme, or what the file says, can't be.
-    """
-    if scheme not in ("", "http", "https"):
-        raise InvalidArgument(f"registry {registry}: scheme {scheme[:20]!r} is neither http nor https")
+def own(registry: str, scheme: str, certificates: Certificates) -> Host:
+    """The registry itself: by https, on the loopback interface with a port by http, unless a scheme is asked for."""
     authority = _DOCKER_HUB_HOST if registry == DOCKER_HUB else registry
-    own = Host(scheme=scheme or ("http" if is_loopback(authority) else "https"), authority=authority)
-    path = _file(registry, directory) if directory else None
-    return _read(path, own) if path else [own]
+    if not scheme and is_loopback(authority) and not certificates:
+        if urlsplit(f"//{authority}").port not in (None, 443):
+            return Host(scheme="http", authority=authority)
+        certificates = Certificates(verify=False)
+    return Host(scheme=scheme or "https", authority=authority).with_certificates(certificates)
 
 
 def is_loopback(authority: str) -> bool:
@@ -72,73 +65,11 @@ def is_loopback(authority: str) -> bool:
         return False
 
 
-def _file(registry: str, directory: Path) -> Path | None:
-    name, _, port = registry.rpartition(":")
-    # containerd accepts each of these spellings of a registry with a port.
-    candidates = [f"{name}_{port}_", registry, name] if name and port.isdigit() else [registry]
-    for candidate in (*candidates, "_default"):
-        path = directory / candidate / "hosts.toml"
-        if path.is_file():
-            return path
-    return None
-
-
-def _read(path: Path, own: Host) -> list[Host]:
+def is_url(text: str) -> bool:
+    """Whether a text is a URL of http or https that one may go to."""
     try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidArgument(f"registry configuration {path} can't be read: {error}") from error
-    found = []
-    entries = table.get("host", {})
-    if not isinstance(entries, dict):
-        raise InvalidArgument(f"registry configuration {path}: host must be a table")
-    for url, entry in entries.items():
-        if not isinstance(entry, dict):
-            raise InvalidArgument(f"registry configuration {path}: host.{url!r} must be a table")
-        found.append(_host(url, entry, path))
-    server = table.get("server", "")
-    settings = {key: value for key, value in table.items() if key not in ("server", "host")}
-    if server:
-        found.append(_host(str(server), settings, path))
-    else:
-        found.append(own)
-    return found
-
-
-def _host(url: str, entry: Mapping[str, Any], path: Path) -> Host:
-    parts = urlsplit(url if "://" in url else f"https://{url}")
-    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
-        raise InvalidArgument(f"registry configuration {path}: {url!r} is not the URL of a host")
-    capabilities = frozenset(entry.get("capabilities", _CAPABILITIES))
-    if unknown := capabilities - _CAPABILITIES:
-        raise InvalidArgument(f"registry configuration {path}: unknown capability {min(unknown)!r} of {url!r}")
-    headers = entry.get("header", {})
-    if not isinstance(headers, dict):
-        raise InvalidArgument(f"registry configuration {path}: the header of {url!r} must be a table")
-    prefix = parts.path.rstrip("/")
-    return Host(
-        scheme=parts.scheme,
-        authority=parts.netloc,
-        path=prefix if entry.get("override_path") is True else (prefix if prefix.endswith("/v2") else f"{prefix}/v2"),
-        capabilities=capabilities,
-        headers={str(key): _header(value) for key, value in headers.items()},
-        tls=False if entry.get("skip_verify") is True else _tls(entry.get("ca", []), path),
-    )
-
-
-def _tls(ca: object, path: Path) -> ssl.SSLContext | bool:
-    """The system's certificates, and the files that the configuration names besides."""
-    files = [str(path.parent / str(one)) for one in (ca if isinstance(ca, list) else [ca])]
-    if not files:
-        return True
-    context = ssl.create_default_context()
-    try:
-        for file in files:
-            context.load_verify_locations(cafile=file)
-    except (OSError, ssl.SSLError) as error:
-        raise InvalidArgument(f"registry configuration {path}: certificates {file} can't be read: {error}") from error
-    return context
-
-
-def _header(value: object) -> str:
-    return ", ".join(str(one) for one in value) if isinstance(value, list) else str(value)
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return valid and "@" not in parts.netloc and not any(character <= " " or character == "\x7f" for character in text)

@@ -28,7 +28,7 @@ from carina.platforms import Matcher, host
 from carina.snapshots import Snapshotter
 from carina.transfer import ExtraReference, Store
 from imaged.fetch import Fetch, Found, Wish
-from imaged.fetcher import Fetcher
+from imaged.fetcher import Fetcher, Pace
 from imaged.ingest import CALL_SECONDS
 from imaged.progress import Tracker
 from imaged.registry import Repository
@@ -59,6 +59,7 @@ class Stores:
     """Connections to a registry that one pull keeps busy."""
     uploads: int = 3
     """Blobs that one push sends at a time."""
+    pace: Pace = field(default_factory=Pace)
 
 
 async def pull(stores: Stores, repository: Repository, into: Store, *, tracker: Tracker) -> list[Image]:
@@ -70,13 +71,14 @@ async def pull(stores: Stores, repository: Repository, into: Store, *, tracker: 
         root = await resolve(repository)
         tracker.say(f"Pulling from {origin}")
         tracker.say("fetching image content", name=str(reference), descriptor=root)
+        slots = asyncio.Semaphore(stores.downloads)
         fetch = Fetch(
             name=str(reference),
             store=stores.content,
-            fetcher=Fetcher(repository),
+            fetcher=Fetcher(repository, pace=stores.pace, slots=slots),
             tracker=tracker,
             locks=stores.locks,
-            slots=asyncio.Semaphore(stores.downloads),
+            slots=slots,
         )
         wish = Wish(platforms=into.platforms, all_metadata=into.all_metadata, limit=into.manifest_limit)
         found = await fetch.documents(root, wish)
@@ -187,10 +189,10 @@ async def _put(store: ImageStore, image: Image) -> Image:
 
 
 @contextlib.asynccontextmanager
-async def lease(leases: LeaseManager | None) -> AsyncIterator[None]:
-    """Run the block under the call's lease, or under one of its own that ends with it."""
+async def lease(leases: LeaseManager | None) -> AsyncIterator[str]:
+    """Run the block under the call's lease, or under one of its own that ends with it; its id, if there is one."""
     if leases is None or context.current().lease:
-        yield
+        yield context.current().lease or ""
         return
     expire = (datetime.now(UTC) + timedelta(hours=LEASE_HOURS)).strftime("%Y-%m-%dT%H:%M:%SZ")
     with context.deadline(CALL_SECONDS):
@@ -198,7 +200,7 @@ async def lease(leases: LeaseManager | None) -> AsyncIterator[None]:
     faults.point("imaged.lease.made")
     try:
         with context.within(lease=made.id):
-            yield
+            yield made.id
     finally:
         await finish(_end(leases, made.id))
 

@@ -19,7 +19,8 @@ from carina.descriptor import Descriptor
 from carina.errors import CarinaError, DataLoss, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from carina.images import manifest
 from imaged import blobs
-from imaged.registry import Repository, TooLarge, Transient, pause
+from imaged.patience import Transient, pause
+from imaged.registry import Repository, TooLarge
 
 PIECE: Final = 64 << 20
 """Bytes of one request of an upload that goes on in pieces."""

@@ -3,10 +3,9 @@
 Every way in which a registry says no becomes one error with one sentence that names registry and repository.
 """
 
-import asyncio
 import contextlib
-import random
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urljoin, urlsplit
@@ -14,52 +13,18 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from yarl import URL
 
-from carina.errors import (
-    CarinaError,
-    DataLoss,
-    NotFound,
-    PermissionDenied,
-    ResourceExhausted,
-    Unauthenticated,
-    Unavailable,
-)
+from carina.errors import CarinaError, DataLoss, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from carina.reference import Reference
 from imaged.auth import Authorizer
-from imaged.hosts import Host
+from imaged.failures import FAILURES, MAX_BODY, stated_reason, unreachable
+from imaged.hosts import Host, is_url
+from imaged.patience import LIMITED, TRANSIENT, Retry, refused
+from imaged.proxies import Proxies
 
 MAX_REDIRECTS: Final = 5
 Body = Callable[[], bytes | AsyncIterable[bytes]]
 """Makes the body of a request, once more for each time that it is sent."""
-_TRANSIENT: Final = frozenset((408, 425, 500, 502, 503, 504))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retry:
-    """How often and how patiently something transient is tried again."""
-
-    attempts: int = 5
-    first: float = 0.2
-    """Seconds before the second attempt; doubled for each further one."""
-    longest: float = 10.0
-    """Seconds that a wait may last, also where the registry asks for more."""
-
-    def pause(self, attempt: int, asked: float = 0.0) -> float:
-        """Seconds to wait after failed attempt number `attempt`, from 1."""
-        backoff = self.first * float(2 ** (attempt - 1))
-        return min(self.longest, max(asked, backoff * random.uniform(0.5, 1.0)))  # noqa: S311 -- jitter, not a secret
-
-
-class Transient(Unavailable):
-    """A failure that may not occur again. `wait` is what the registry asked for, in seconds."""
-
-    wait: float = 0.0
-    exhausted: bool = False
-    """The registry limits the rate of requests."""
-
-    def final(self, attempts: int) -> CarinaError:
-        """The error for the caller when no attempt is left."""
-        text = f"{self} ({attempts} attempts)" if attempts > 1 else str(self)
-        return ResourceExhausted(text) if self.exhausted else Unavailable(text)
+_log = logging.getLogger(__name__)
 
 
 class TooLarge(Unavailable):
@@ -76,9 +41,12 @@ class Repository:
     authorizer: Authorizer
     headers: Mapping[str, str] = field(default_factory=dict)
     """Sent to the registry's hosts, never to where they redirect."""
-    retry: Retry = Retry()
+    retry: Retry = field(default_factory=Retry)
     actions: str = "pull"
     """What tokens are asked for: `pull`, or `pull,push`."""
+    proxies: Proxies = field(default_factory=Proxies)
+    missed: set[str] = field(default_factory=set)
+    """Hosts that could not be reached: they are asked last from then on."""
 
     @property
     def scope(self) -> str:
@@ -89,10 +57,24 @@ class Repository:
         found = [host for host in self.hosts if capability in host.capabilities]
         if not found:
             raise NotFound(f"registry {self.reference.domain}: no host is configured that can {capability}")
-        return found
+        return sorted(found, key=lambda host: host.base in self.missed) if capability != "push" else found
+
+    def patience(self, host: Host, hosts: Sequence[Host]) -> Retry:
+        """How long to insist on one host of several: less where there is another one to ask."""
+        return self.retry if host is hosts[-1] else replace(self.retry, attempts=min(2, self.retry.attempts))
+
+    def failed(self, host: Host, hosts: Sequence[Host], error: CarinaError) -> None:
+        """Take note that a host was of no use. Raises the error where it was the last one."""
+        if isinstance(error, Unavailable):
+            self.missed.add(host.base)
+        if host is hosts[-1]:
+            raise error
+        _log.warning("registry %s: %s; the next host is asked", self.reference.domain, error)
 
     def url(self, host: Host, kind: str, name: str) -> str:
-        return f"{host.base}/{self.reference.repository}/{kind}/{name}"
+        # A mirror of several registries is told which one is meant.
+        query = f"?ns={host.mirrors}" if host.mirrors and self.actions == "pull" else ""
+        return f"{host.base}/{self.reference.repository}/{kind}/{name}{query}"
 
     @contextlib.asynccontextmanager
     async def request(
@@ -106,11 +88,12 @@ class Repository:
         body: Body | None = None,
         also: str = "",
         wait: float = 0.0,
+        foreign: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request that succeeded, redirects and challenges seen to; `what` names the object in errors.
 
         `also` is a further scope that the request needs a token for; `wait` is how many seconds the answer may
-        take where that is more than usual.
+        take where that is more than usual. A host that is `foreign` is not the registry's and is told no secrets.
 
         Raises:
             Transient: another attempt may succeed.
@@ -119,17 +102,22 @@ class Repository:
         scope = f"{self.scope} {also}".strip()
         sending = _Sending(method=method, headers=headers or {}, body=body, wait=wait)
         for _ in range(3):
-            sent = self.authorizer.header(host, scope)
-            async with self._follow(host, url, sending, authorization=sent) as response:
-                if response.status != 401 or not _same_origin(str(response.url), host):
-                    raise_for_status(response, f"registry {host.authority}", self.reference, what)
+            sent = None if foreign else self.authorizer.header(host, scope)
+            async with self._follow(host, url, sending, authorization=sent, own=not foreign) as response:
+                if foreign or response.status != 401 or not _same_origin(str(response.url), host):
+                    if response.status >= 300:
+                        raise await refusal(response, f"registry {host.authority}", self.reference, what)
+                    _check_encoding(response, f"registry {host.authority}", self.reference, what)
                     yield response
                     return
                 challenges = response.headers.getall("WWW-Authenticate", [])
             if not challenges:
                 break
             await self._authorize(host, scope, challenges, sent)
-        raise Unauthenticated(f"registry {host.authority} keeps refusing repository {self.reference.repository} (401)")
+        raise Unauthenticated(
+            f"registry {host.authority} keeps refusing repository {self.reference.repository} (401);"
+            " check the credentials for it"
+        )
 
     async def _authorize(self, host: Host, scope: str, challenges: list[str], sent: str | None) -> None:
         try:
@@ -139,11 +127,11 @@ class Repository:
 
     @contextlib.asynccontextmanager
     async def _follow(
-        self, host: Host, url: str, sending: "_Sending", *, authorization: str | None
+        self, host: Host, url: str, sending: "_Sending", *, authorization: str | None, own: bool
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(MAX_REDIRECTS + 1):
-                own = _same_origin(url, host)
+                own = own and _same_origin(url, host)
                 sent = {**(host.headers if own else {}), **(self.headers if own else {}), **sending.headers}
                 if own and authorization:
                     sent["Authorization"] = authorization
@@ -159,18 +147,19 @@ class Repository:
     def target(self, url: str, location: str, host: Host) -> str:
         """Where an answer to a request of `url` sends one. Raises PermissionDenied for what is not to be followed."""
         target = urljoin(url, location)
-        parts = urlsplit(target)
-        if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+        if not is_url(target):
             raise PermissionDenied(f"registry {host.authority} redirects to {target[:200]!r}")
-        if parts.scheme == "http" and url.startswith("https:"):
-            raise PermissionDenied(f"registry {host.authority} redirects from https to http at {parts.netloc}")
+        if target.startswith("http:") and url.startswith("https:"):
+            raise PermissionDenied(
+                f"registry {host.authority} redirects from https to http at {urlsplit(target).netloc}"
+            )
         return target
 
     @contextlib.asynccontextmanager
     async def _one(self, url: str, sending: "_Sending", host: Host) -> AsyncIterator[aiohttp.ClientResponse]:
-        timeout = self.session.timeout
-        if sending.wait:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeout.sock_connect, sock_read=sending.wait)
+        own = _same_origin(url, host)
+        whom = f"registry {host.authority}" if own else f"{urlsplit(url).netloc}, where {host.authority} redirects to,"
+        proxy, proxy_auth = self.proxies.between(url)
         try:
             response = await self.session.request(
                 sending.method,
@@ -178,11 +167,13 @@ class Repository:
                 headers={"Accept-Encoding": "identity", **sending.headers},
                 data=sending.body() if sending.body else None,
                 allow_redirects=False,
-                ssl=host.tls,
-                timeout=timeout,
+                ssl=host.tls if own else host.tls_elsewhere,
+                proxy=proxy,
+                proxy_auth=proxy_auth,
+                timeout=self._timeout(host, sending),
             )
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Transient(f"registry {host.authority} can't be reached: {_reason(error)}") from error
+        except FAILURES as error:
+            raise unreachable(error, whom, f"repository {self.reference.repository}") from error
         try:
             yield response
         finally:
@@ -190,6 +181,14 @@ class Repository:
                 response.release()
             else:
                 response.close()
+
+    def _timeout(self, host: Host, sending: "_Sending") -> aiohttp.ClientTimeout:
+        usual = self.session.timeout
+        return aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=host.dial_timeout or usual.sock_connect,
+            sock_read=sending.wait or usual.sock_read,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,50 +199,43 @@ class _Sending:
     wait: float = 0.0
 
 
-def raise_for_status(response: aiohttp.ClientResponse, registry: str, reference: Reference, what: str) -> None:
-    """Turn the statuses by which registries refuse into errors."""
+async def refusal(response: aiohttp.ClientResponse, registry: str, reference: Reference, what: str) -> CarinaError:
+    """The error that a status by which registries refuse stands for."""
     status, repository = response.status, reference.repository
-    if status < 300:
-        encoding = response.headers.get("Content-Encoding", "identity")
-        if encoding != "identity":
-            raise Unavailable(f"{registry} sends {what} of repository {repository} with encoding {encoding[:40]!r}")
-        return
+    try:
+        body = await response.content.read(MAX_BODY)
+    except FAILURES:
+        body = b""
+    tail = f"({status}){stated_reason(body)}"
     if status == 404:
-        raise NotFound(f"{registry} has no {what} in repository {repository}")
+        return NotFound(f"{registry} has no {what} in repository {repository}")
     if status == 416:
-        raise DataLoss(f"{registry} has fewer bytes of {what} in repository {repository} than its manifest says")
-    if status in (401, 403):
-        raise PermissionDenied(f"{registry} refuses access to {what} of repository {repository} ({status})")
-    if status == 429 or status in _TRANSIENT:
-        limited = "limits the rate of requests" if status == 429 else "fails"
-        error = Transient(f"{registry} {limited}: {what} of repository {repository} ({status})")
-        error.wait, error.exhausted = _retry_after(response), status == 429
-        raise error
+        return DataLoss(f"{registry} has fewer bytes of {what} in repository {repository} than its manifest says")
+    if status == 401:
+        return Unauthenticated(f"{registry} wants to know who asks for {what} of repository {repository} {tail}")
+    if status == 403:
+        return PermissionDenied(f"{registry} refuses access to {what} of repository {repository} {tail}")
+    if status in TRANSIENT:
+        verb = "limits the rate of requests" if status == LIMITED else "fails"
+        return refused(f"{registry} {verb}: {what} of repository {repository} {tail}", status, response.headers)
     if status == 413:
-        raise TooLarge(f"{registry} refuses {what} of repository {repository} as too large ({status})")
-    raise Unavailable(f"{registry} answers {status} for {what} of repository {repository}")
+        return TooLarge(f"{registry} refuses {what} of repository {repository} as too large {tail}")
+    return Unavailable(f"{registry} answers {status} for {what} of repository {repository}{stated_reason(body)}")
 
 
-def _retry_after(response: aiohttp.ClientResponse) -> float:
-    text = response.headers.get("Retry-After", "")
-    return float(text) if text.isdigit() and len(text) < 6 else 0.0
+def _check_encoding(response: aiohttp.ClientResponse, registry: str, reference: Reference, what: str) -> None:
+    # Content-Encoding is never undone: a small answer would become a large one, and digests are of what is sent.
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Unavailable(
+            f"{registry} sends {what} of repository {reference.repository} with encoding {encoding[:40]!r}"
+        )
 
 
 def _same_origin(url: str, host: Host) -> bool:
-    parts, own = urlsplit(url), urlsplit(host.base)
-    return (parts.scheme, parts.hostname, parts.port) == (own.scheme, own.hostname, own.port)
+    return _origin(url) == _origin(host.base)
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "it does not answer in time"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its name is not known"
-    return str(error) or type(error).__name__
-
-
-async def pause(retry: Retry, attempt: int, error: Transient) -> None:
-    """Wait before the next attempt, or raise the error where none is left."""
-    if attempt >= retry.attempts:
-        raise error.final(attempt) from error
-    await asyncio.sleep(retry.pause(attempt, error.wait))
+def _origin(url: str) -> tuple[str, str | None, int]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,16 +1,18 @@
 """A reference becomes a descriptor: media type, digest and size of what the registry has under that name."""
 
-from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import aiohttp
 
 from carina.descriptor import Descriptor
 from carina.digest import Digest
-from carina.errors import CarinaError, InvalidArgument, NotFound, Unavailable
+from carina.errors import CarinaError, InvalidArgument
 from carina.images import manifest
+from imaged.failures import FAILURES, broken
 from imaged.hosts import Host
-from imaged.registry import Repository, Transient, pause
+from imaged.patience import Transient, patiently
+from imaged.registry import Repository
 
 ACCEPT: Final = ", ".join(
     (manifest.DOCKER_MANIFEST, manifest.DOCKER_INDEX, manifest.OCI_MANIFEST, manifest.OCI_INDEX, "*/*")
@@ -25,26 +27,13 @@ async def resolve(repository: Repository) -> Descriptor:
         InvalidArgument: what is there is not an image, or not what the reference's digest says.
         Unavailable, Unauthenticated, PermissionDenied, ResourceExhausted: what the last host says.
     """
-    failure: CarinaError | None = None
-    for host in repository.able("resolve"):
+    hosts = repository.able("resolve")
+    for host in hosts:
         try:
-            return await _patiently(repository, host, _resolve)
-        except (NotFound, Unavailable) as error:
-            failure = error if failure is None or not isinstance(error, NotFound) else failure
-    assert failure is not None
-    raise failure
-
-
-async def _patiently(
-    repository: Repository, host: Host, act: Callable[[Repository, Host], Awaitable[Descriptor]]
-) -> Descriptor:
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            return await act(repository, host)
-        except Transient as error:
-            await pause(repository.retry, attempt, error)
+            return await patiently(repository.patience(host, hosts), partial(_resolve, repository, host))
+        except CarinaError as error:
+            repository.failed(host, hosts, error)
+    raise AssertionError("unreachable")
 
 
 async def _resolve(repository: Repository, host: Host) -> Descriptor:
@@ -82,8 +71,10 @@ async def _from_body(response: aiohttp.ClientResponse, repository: Repository) -
             data += chunk
             if len(data) > manifest.MAX_SIZE:
                 raise InvalidArgument(f"manifest of {repository.reference} is larger than {manifest.MAX_SIZE} bytes")
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise Transient(f"registry {response.url.host}: the manifest of {repository.reference} breaks off") from error
+    except FAILURES as error:
+        raise Transient(
+            f"registry {response.url.host}: the manifest of {repository.reference} breaks off: {broken(error)}"
+        ) from error
     body = bytes(data)
     stated = response.headers.get("Docker-Content-Digest", "") or str(repository.reference.digest or "")
     digest = Digest.of(body, Digest(stated).algorithm if stated else "sha256")

@@ -12,18 +12,21 @@ import aiohttp
 from carina import context
 from carina.aio.threads import in_thread
 from carina.errors import PermissionDenied
+from carina.leases import Resource
 from carina.platforms import Platform
 from carina.reference import Reference
 from carina.transfer import ANONYMOUS, Access, OnProgress, Store, Transfer
 from imaged.archive import load
 from imaged.auth import Authorizer
 from imaged.export import save
-from imaged.hosts import hosts
+from imaged.hostsdir import hosts
 from imaged.ingest import CALL_SECONDS
+from imaged.patience import Retry
 from imaged.progress import Tracker
+from imaged.proxies import Proxies
 from imaged.pull import Stores, lease, names, pull, record
 from imaged.push import push
-from imaged.registry import Repository, Retry
+from imaged.registry import Repository
 
 MAX_HEADERS: Final = 64
 _FORBIDDEN_HEADERS: Final = frozenset(
@@ -50,11 +53,13 @@ class Transfers(Transfer):
         config_path: Path | None = None,
         retry: Retry | None = None,
         timeouts: Timeouts | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         self.stores = stores
         self._config_path = config_path
         self._retry = retry or Retry()
         self._timeouts = timeouts or Timeouts()
+        self._proxies = proxies or Proxies()
 
     async def fetch(
         self, reference: str, into: Store, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
@@ -75,9 +80,13 @@ class Transfers(Transfer):
                 await push(self.stores, repository, source, tracker=tracker)
 
     async def tag(self, name: str, into: Store) -> None:
-        async with lease(self.stores.leases):
+        async with lease(self.stores.leases) as held:
             with context.deadline(CALL_SECONDS):
                 image = await self.stores.images.get(name)
+                if held and self.stores.leases is not None:
+                    # Held before its presence is looked at: the source may be removed meanwhile.
+                    await self.stores.leases.add_resource(held, Resource(type="content", id=image.target.digest))
+                await self.stores.content.info(image.target.digest)
             await record(self.stores.images, image.target, names(into, image.target), into.labels)
 
     async def load(
@@ -135,7 +144,8 @@ class Transfers(Transfer):
                 reference=reference,
                 hosts=tuple(found),
                 session=session,
-                authorizer=Authorizer(session, access.credentials),
+                authorizer=Authorizer(session, access.credentials, proxies=self._proxies),
+                proxies=self._proxies,
                 headers=access.headers,
                 retry=self._retry,
                 actions=actions,

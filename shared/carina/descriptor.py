@@ -15,3 +15,5 @@ class Descriptor:
     size: int
     """Bytes."""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    urls: tuple[str, ...] = ()
+    """Where else the content can be had."""

@@ -10,8 +10,8 @@ from carina.content import Info
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.images import Image as StoredImage
+from imaged.patience import Retry
 from imaged.pull import Stores
-from imaged.registry import Retry
 from imaged.transfer import Timeouts, Transfers
 from support.image import Image
 from support.stores import HashingDiffer, MemoryContent, MemoryImages, MemoryLeases, MemorySnapshotter
@@ -87,10 +87,14 @@ class Hostile:
         if name not in self.objects:
             return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN"}]}, status=404)
         media_type, data = self.objects[name]
-        start = 0
-        if wanted := request.headers.get("Range"):
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-        headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
-        return web.Response(
-            status=206 if start else 200, body=data[start:], headers={"Content-Type": media_type, **headers}
-        )
+        start, end = span(request, len(data))
+        headers = {"Content-Type": media_type}
+        if "Range" in request.headers:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        return web.Response(status=206 if "Range" in request.headers else 200, body=data[start:end], headers=headers)
+
+
+def span(request: web.Request, size: int) -> tuple[int, int]:
+    """What a request asks for of `size` bytes."""
+    first, _, last = request.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+    return int(first), min(int(last) + 1, size) if last else size

@@ -38,6 +38,8 @@ MAX_SIZE: Final = 4 * 1024 * 1024
 MAX_MANIFESTS: Final = 10_000
 """Entries of one index."""
 MAX_LAYERS: Final = 1_000
+MAX_URLS: Final = 8
+"""Further places of one piece of content that are looked at."""
 MAX_DEPTH: Final = 8
 """Indexes within indexes."""
 
@@ -127,6 +129,7 @@ class _Descriptor(msgspec.Struct, rename="camel"):
     size: int
     annotations: dict[str, str] | None = None
     platform: _Platform | None = None
+    urls: list[str] | None = None
 
 
 class _Document(msgspec.Struct, rename="camel"):
@@ -286,7 +289,11 @@ def _descriptor(one: _Descriptor, what: str) -> Descriptor:
     if not 0 < len(one.media_type) <= 255:
         raise InvalidArgument(f"{what} names content without a media type")
     return Descriptor(
-        media_type=one.media_type, digest=Digest(one.digest), size=one.size, annotations=one.annotations or {}
+        media_type=one.media_type,
+        digest=Digest(one.digest),
+        size=one.size,
+        annotations=one.annotations or {},
+        urls=tuple((one.urls or ())[:MAX_URLS]),
     )
 
 
