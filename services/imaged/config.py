@@ -19,6 +19,11 @@ max_layer_memory = 1073741824             # of the process that applies it
 [images.diff]
 default = []                              # differs in the order of asking: "walking" and names of proxy plugins
 
+[images.verifier]                         # containerd's: programs that say whether an image may be pulled
+bin_dir = "/opt/carina/image-verifier/bin"
+max_verifiers = 10                        # -1: no limit
+per_verifier_timeout = "10s"
+
 [images.stream_processors.ID]             # containerd's: a program that makes layers of layers
 accepts = ["MEDIA TYPE"]
 returns = "MEDIA TYPE"
@@ -36,6 +41,7 @@ from carina.config import Config as Whole
 from carina.errors import InvalidArgument
 from carina.layer import Limits
 from imaged.processors import StreamProcessor, stream_processors
+from imaged.verifiers import Verifiers, verifiers
 
 DEFAULT_CONFIG_PATH: Final = Path("/etc/carina/certs.d")
 _LIMITS: Final = {
@@ -58,6 +64,7 @@ _KEYS: Final = frozenset(
         "diff",
         "stream_processors",
         "sync_fs",
+        "verifier",
         *_LIMITS,
     )
 )
@@ -84,6 +91,7 @@ class Config:
     sync_fs: bool = True
     limits: Limits = field(default_factory=Limits)
     stream_processors: tuple[StreamProcessor, ...] = ()
+    verifiers: Verifiers = field(default_factory=Verifiers)
 
     @classmethod
     def of(cls, whole: Whole) -> Self:
@@ -109,6 +117,7 @@ class Config:
             sync_fs=_flag(table, "sync_fs", default=True),
             limits=_limits(table),
             stream_processors=stream_processors(table.get("stream_processors", {})),
+            verifiers=verifiers(table.get("verifier", {})),
         )
 
 

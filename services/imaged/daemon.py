@@ -63,6 +63,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
                 pace=Pace(piece=config.concurrent_layer_fetch_buffer, floor=config.minimum_rate),
                 capabilities=_capabilities(metadata),
                 sync_fs=config.sync_fs,
+                verifiers=config.verifiers,
             ),
             config_path=config.config_path,
             retry=Retry(attempts=config.attempts),

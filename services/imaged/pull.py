@@ -34,6 +34,7 @@ from imaged.progress import Tracker
 from imaged.registry import Repository
 from imaged.resolver import resolve
 from imaged.unpack import Unpacker
+from imaged.verifiers import Verifiers
 
 LEASE_HOURS: Final = 24
 _log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class Stores:
     """Connections to a registry that one pull keeps busy."""
     uploads: int = 3
     """Blobs that one push sends at a time."""
+    verifiers: Verifiers | None = None
+    """Who is asked before anything of an image is fetched."""
     pace: Pace = field(default_factory=Pace)
 
 
@@ -69,6 +72,8 @@ async def pull(stores: Stores, repository: Repository, into: Store, *, tracker: 
     async with lease(stores.leases):
         tracker.say(f"Resolving from {origin}")
         root = await resolve(repository)
+        if stores.verifiers is not None:
+            await stores.verifiers.check(str(reference), root)
         tracker.say(f"Pulling from {origin}")
         tracker.say("fetching image content", name=str(reference), descriptor=root)
         slots = asyncio.Semaphore(stores.downloads)

@@ -168,6 +168,8 @@ def _source(path: str) -> Iterator[Iterator[bytes]]:
         if path == "-":
             yield _read(sys.stdin.buffer)
         elif Path(path).is_dir():
+            if not (Path(path) / "index.json").is_file():
+                raise click.ClickException(f"{path} is not an OCI image layout: it has no index.json")
             yield _layout(Path(path))
         else:
             with Path(path).open("rb") as file:
@@ -188,8 +190,6 @@ def _read(file: BinaryIO) -> Iterator[bytes]:
 
 def _layout(directory: Path) -> Iterator[bytes]:
     """The files of an OCI image layout as a tar archive."""
-    if not (directory / "index.json").is_file():
-        raise click.ClickException(f"{directory} is not an OCI image layout: it has no index.json")
     found = [directory / "oci-layout", directory / "index.json", *sorted(directory.glob("blobs/*/*"))]
     for path in found:
         if not path.is_file():

@@ -69,5 +69,6 @@ async def unmount_image(client: Client, target: Path, *, snapshotter: str, remov
     await in_thread(unmount_all, target)
     if remove:
         with contextlib.suppress(NotFound):
+            await client.snapshotter(snapshotter).remove(key)
+        with contextlib.suppress(NotFound):
             await client.leases.delete(key)
-        await client.snapshotter(snapshotter).remove(key)

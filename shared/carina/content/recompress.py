@@ -54,11 +54,17 @@ async def recompressed(
                     await writer.write(piece)
                 with context.deadline(COMMIT_SECONDS):
                     made = await writer.digest()
-                    await _commit(writer, size, made, {**(labels or {}), UNCOMPRESSED: work.diff_id})
+                    await _commit(writer, size, made, _labels(labels or {}, kind, work.diff_id))
         except BaseException:
             await finish(_discard(store, ref))
             raise
     return Recompressed(digest=made, size=size, diff_id=work.diff_id)
+
+
+def _labels(labels: Mapping[str, str], kind: str, diff_id: Digest) -> dict[str, str]:
+    """A layer that is not compressed says nothing of what it is uncompressed, as with `ctr images convert`."""
+    kept = {key: value for key, value in labels.items() if key != UNCOMPRESSED}
+    return kept if kind == "none" else {**kept, UNCOMPRESSED: diff_id}
 
 
 async def _commit(writer: Writer, size: int, made: Digest, labels: Mapping[str, str]) -> None:
