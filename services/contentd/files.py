@@ -76,7 +76,7 @@ def not_found(digest: Digest) -> NotFound:
 
 
 def prepare(layout: Layout) -> int:
-    """Make the directories, take ownership of them and return the lock's descriptor; remove what a crash left.
+    """Make the directories, take ownership of them and return the lock's descriptor.
 
     Raises:
         FailedPrecondition: another process owns the directory.
@@ -97,7 +97,6 @@ def prepare(layout: Layout) -> int:
             flush_directory(f"{layout.root}/labels/{algorithm}")
     except OSError as error:
         raise failed(error, f"preparing {layout.root}") from error
-    _remove_leftovers(layout)
     return lock
 
 
@@ -116,7 +115,8 @@ def _claim(layout: Layout) -> int:
             return fd
 
 
-def _remove_leftovers(layout: Layout) -> None:
+def remove_leftovers(layout: Layout) -> None:
+    """Remove what a crash left half made."""
     for algorithm in HEX_LENGTHS:
         directory = f"{layout.root}/labels/{algorithm}"
         for name in os.listdir(directory):

@@ -26,7 +26,7 @@ from carina.content.fields import status_fields
 from carina.digest import Digest
 from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, Unavailable
 from carina.integrity import Verdict
-from contentd import files, ingests, verify, writer
+from contentd import earlier, files, ingests, verify, writer
 from contentd.files import Layout
 from contentd.flush import Flush
 from contentd.ingests import Ingest, Progress
@@ -74,6 +74,8 @@ class LocalContentStore:
 
     async def __aenter__(self) -> Self:
         self._lock = await in_thread(files.prepare, self._layout)
+        await in_thread(earlier.convert, self._layout)
+        await in_thread(files.remove_leftovers, self._layout)
         await self.expire()
         self._tasks = await asyncio.TaskGroup().__aenter__()
         return self

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -93,6 +93,33 @@ async def test_leftovers_are_removed(tmp_path: Path) -> None:
         assert (await store.info(digest)).labels == {"a": "b"}
     assert not [path for path in half if path.exists()]
     assert [path.name for path in (tmp_path / "labels" / "sha256").iterdir()] == [digest.hex]
+
+
+@pytest.mark.parametrize("cut", ["", "renamed", "described"])
+async def test_ingests_of_earlier_versions_are_resumed(tmp_path: Path, cut: str) -> None:
+    """An ingest in the form that earlier versions kept goes on where it was, also where bringing it over was cut."""
+    async with LocalContentStore(tmp_path):
+        pass
+    name = Digest.of(b"ref").hex
+    old = tmp_path / "ingest" / (f"{name}.earlier" if cut else name)
+    old.mkdir()
+    values = {"ref": "ref", "data": "123", "startedat": "2026-01-02T03:04:05+00:00", "updatedat": "x", "total": "6"}
+    for file, text in {**values, "expected": Digest.of(b"123456")}.items():
+        (old / file).write_text(text)
+    if cut == "described":
+        (tmp_path / "ingest" / f"{name}.json").write_text('{"ref": "r')
+    (tmp_path / "ingest" / ("1" * 64)).mkdir()
+    async with LocalContentStore(tmp_path) as store:
+        (status,) = await store.statuses()
+        assert (status.ref, status.offset, status.total) == ("ref", 3, 6)
+        assert (status.expected, status.started_at) == (
+            Digest.of(b"123456"),
+            datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        )
+        async with await store.writer("ref", total=6) as writer:
+            await writer.write(b"456")
+            assert await writer.commit() == Digest.of(b"123456")
+    assert list((tmp_path / "ingest").iterdir()) == []
 
 
 async def test_commit_cut_before_the_rename(tmp_path: Path) -> None:
