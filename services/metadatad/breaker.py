@@ -5,6 +5,7 @@ open     calls fail at once; after a pause one is let through, as `metadatad.bac
          Any answer closes it, also a refusal; without one the next pause begins.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -23,6 +24,8 @@ class Breaker:
         self._patience, self._pause = patience, pause
         self.dead = False
         """Whether not even the last probe was answered."""
+        self.recovered = -math.inf
+        """When it answered again, the last time that it had been silent."""
         self._answered = 0.0
         self._silent: float | None = None
         """When the first call began that was not answered, of those after the last answer."""
@@ -51,6 +54,8 @@ class Breaker:
 
     def answered(self) -> None:
         self._answered = time.monotonic()
+        if self._silent is not None:
+            self.recovered = self._answered
         self._silent = self._until = None
 
     def unanswered(self, begun: float) -> None:

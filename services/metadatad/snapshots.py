@@ -5,7 +5,9 @@ something is preceded by an intent under a key that was never used before; what 
 Removing a snapshot removes its record; the back end's part is the collector's.
 """
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -36,6 +38,9 @@ from metadatad.snaprows import Intent, Row
 
 UNCERTAIN: Final = (Unavailable, DeadlineExceeded)
 """What a call fails with that may have happened all the same."""
+CALM_SECONDS: Final = 2.0
+"""How long a back end that was silent must have answered again before a commit that it was sent counts as not made:
+what waited in its socket comes first."""
 Begin = Callable[[Transaction, Intent], Intent | AlreadyExists]
 
 
@@ -181,11 +186,11 @@ class NamespacedSnapshotter:
         """`insist`: ask also a back end that is known not to answer."""
         happened = False
         if intent.action == "commit":
-            asking = self.peer.probing(self.peer.answer_seconds) if insist else self.peer.answering()
-            with contextlib.suppress(NotFound):
-                async with asking:
-                    made = await self.backend.stat(intent.backend_key)
-                happened = not intent.rebase or made.parent == intent.backend_parent
+            happened = await self._committed(intent, insist=insist)
+            calm = self.peer.breaker.recovered + CALM_SECONDS - time.monotonic()
+            if not happened and calm > 0:
+                await asyncio.sleep(calm)
+                happened = await self._committed(intent, insist=insist)
 
         def decide(transaction: Transaction) -> None:
             connection = transaction.connection
@@ -197,6 +202,16 @@ class NamespacedSnapshotter:
                 snaprows.abandon(transaction, intent, awaited=intent.action != "commit")
 
         await self._records.write(decide)
+
+    async def _committed(self, intent: Intent, *, insist: bool) -> bool:
+        """Whether the back end has what the commit was to make."""
+        asking = self.peer.probing(self.peer.answer_seconds) if insist else self.peer.answering()
+        try:
+            async with asking:
+                made = await self.backend.stat(intent.backend_key)
+        except NotFound:
+            return False
+        return not intent.rebase or made.parent == intent.backend_parent
 
     async def _get(self, key: str) -> Row:
         namespace = context.namespace()

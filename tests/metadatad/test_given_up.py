@@ -15,7 +15,7 @@ from carina.errors import Unavailable
 from carina.mount import Mount
 from carina.rpc.client import connect
 from carina.rpc.server import serve
-from carina.snapshots import Snapshotter
+from carina.snapshots import Kind, Snapshotter
 from carina.snapshots.client import RemoteSnapshotter
 from carina.snapshots.server import SnapshotsService, only
 from metadatad.backends import Registry, Settings
@@ -142,3 +142,27 @@ async def test_a_stopped_snapshotter_keeps_no_orphans(tmp_path: Path) -> None:
         finally:
             os.kill(process.pid, signal.SIGCONT)
             behind.close()
+
+
+async def test_a_commit_on_a_stopped_snapshotter_happens_or_not(tmp_path: Path) -> None:
+    """Whatever becomes of it when the snapshotter goes on, the records say the same as the snapshotter."""
+    with directory() as path, snapshotd(path, "native") as process:
+        address = f"unix://{path}/snapshotd-native.sock"
+        try:
+            async with service(path, address) as (snapshotter, registry, records, collector):
+                await snapshotter.prepare("work", "base", ROOT)
+                os.kill(process.pid, signal.SIGSTOP)
+                with pytest.raises(Unavailable):
+                    await snapshotter.commit("name", "work", ROOT)
+                os.kill(process.pid, signal.SIGCONT)
+                async with asyncio.timeout(LIMIT):
+                    while await records.read(lambda c: c.execute("SELECT count(*) FROM intents").fetchone()[0]):
+                        await collector.run()
+                        await asyncio.sleep(0.05)
+                    while any(backend.error for backend in await registry.list()):
+                        await asyncio.sleep(0.02)
+                (info,) = [info async for info in snapshotter.walk() if info.name != "base"]
+                assert (info.name, info.kind) in {("name", Kind.COMMITTED), ("work", Kind.ACTIVE)}
+                assert await snapshotter.stat(info.name) == info
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
