@@ -16,11 +16,12 @@ from setproctitle import setproctitle
 
 from carina import faults
 from carina.errors import CarinaError
+from carina.linux.terminal import has_terminal
 
 log = logging.getLogger(__name__)
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-"""What ends a daemon; SIGHUP asks it to read its configuration again."""
+"""What ends a daemon, as the end of its terminal does. Otherwise SIGHUP asks it to read its configuration again."""
 
 
 class Lifetime:
@@ -109,7 +110,15 @@ def _signals(lifetime: Lifetime) -> Iterator[None]:
 
     for number in SIGNALS:
         loop.add_signal_handler(number, received, number)
-    loop.add_signal_handler(signal.SIGHUP, lifetime.reload)
+    terminal = has_terminal()
+
+    def hung_up() -> None:
+        if terminal and not has_terminal():
+            received(signal.SIGHUP)
+        else:
+            lifetime.reload()
+
+    loop.add_signal_handler(signal.SIGHUP, hung_up)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, signal.SIGHUP))
     try:
         yield

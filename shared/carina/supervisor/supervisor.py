@@ -20,6 +20,7 @@ from typing import Final, NoReturn
 
 from carina.config import Config, daemon, socket_path
 from carina.errors import CarinaError, FailedPrecondition, Unavailable
+from carina.linux.terminal import has_terminal
 from carina.supervisor import lock, survivors
 from carina.supervisor.notify import NotifySocket
 
@@ -88,7 +89,7 @@ class Supervisor:
             Unavailable: a service did not become ready.
         """
         make_directories(self.config)
-        self._terminal = _has_terminal()
+        self._terminal = has_terminal()
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock.hold(self.config.root, "root"))
             stack.enter_context(lock.hold(self.config.state, "state directory"))
@@ -123,7 +124,7 @@ class Supervisor:
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGCHLD:
             return
-        if number == signal.SIGHUP and not (self._terminal and not _has_terminal()):
+        if number == signal.SIGHUP and not (self._terminal and not has_terminal()):
             self._reload()
             return
         self._stopping = True
@@ -264,15 +265,6 @@ class Supervisor:
                     if not os.waitpid(child.pid, os.WNOHANG)[0]:
                         _say(f"{child.name} (pid {child.pid}) does not end, even by SIGKILL")
                 child.pid = 0
-
-
-def _has_terminal() -> bool:
-    """Whether there is a controlling terminal. SIGHUP says that it has gone, or comes from somebody else."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK))
-    except OSError:
-        return False
-    return True
 
 
 def open_log(path: Path) -> int:

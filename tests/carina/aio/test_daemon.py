@@ -26,7 +26,13 @@ async def main(lifetime):
             await asyncio.sleep(60)
     if what == "bug":
         raise ValueError("unexpected")
+    if what == "reload":
+        reading = asyncio.create_task(lifetime.asked_to_reload())
+        await asyncio.sleep(0)
     lifetime.ready()
+    if what == "reload":
+        await reading
+        logging.getLogger("here").info("read again")
     await lifetime.stopped()
     if what == "stuck":
         await asyncio.sleep(60)
@@ -71,6 +77,38 @@ def test_sigterm_ends_it_well() -> None:
         "SIGTERM: stopping",
         "loop uvloop, done",
     ]
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("reload", "read again"),
+        ("run", "asked to reload: this service takes its settings over when it is started again"),
+    ],
+)
+def test_sighup_reloads(what: str, said: str) -> None:
+    """A daemon that can is told to read its configuration again; another one says that it can't, and goes on."""
+    process = _start(what)
+    _until_ready(process)
+    process.send_signal(signal.SIGHUP)
+    assert process.stderr is not None
+    assert said in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_the_end_of_its_terminal_ends_it() -> None:
+    """As it does for any program that was started in it."""
+    master, slave = os.openpty()
+    command = ["setsid", "--ctty", sys.executable, "-c", CODE, "run"]
+    with subprocess.Popen(command, stdin=slave, stderr=subprocess.PIPE, text=True) as process:
+        _until_ready(process)
+        os.close(slave)
+        os.close(master)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "SIGHUP: stopping" in err
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
