@@ -7,7 +7,7 @@ Functions that take a `sqlite3.Connection` run inside a transaction.
 import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,8 @@ from carina.snapshots import Info, Kind, Usage
 from carina.sqlite import Database, now, open_database, to_time
 
 PAGE: Final = 200
+_REMEMBERED: Final = 1024
+"""Chains kept in memory."""
 _COLUMNS: Final = """
     s.id, s.name, s.kind, coalesce(p.name, ''), s.labels, s.created_at, s.updated_at, s.size, s.inodes
     FROM snapshots AS s LEFT JOIN snapshots AS p ON p.id = s.parent_id
@@ -49,6 +51,10 @@ class Records:
     def __init__(self, database: Database, highest: int) -> None:
         self._database = database
         self._next = highest + 1
+        self._chains: dict[str, Chain] = {}
+        """Of snapshots that are not committed: what `Mounts` asks for time and again."""
+        self._changes = 0
+        """Rows that were changed or removed. Counted in the database's thread, before the chain is forgotten."""
 
     def next_id(self) -> int:
         """An id that no snapshot has had."""
@@ -65,7 +71,27 @@ class Records:
 
     async def chain(self, name: str) -> Chain:
         """The snapshot with all its parents. Raises NotFound."""
-        return await self._database.read(lambda connection: _chain(connection, _get(connection, name)))
+        known = self._chains.get(name)
+        if known is not None:
+            return known
+        before = self._changes
+        found = await self._database.read(lambda connection: _chain(connection, _get(connection, name)))
+        if found.kind is not Kind.COMMITTED and self._changes == before:
+            if len(self._chains) >= _REMEMBERED:
+                self._chains.clear()
+            self._chains[name] = found
+            if self._changes != before:  # a change came between the two lines
+                self._chains.pop(name, None)
+        return found
+
+    def _changed(self, name: str) -> Callable[[object], None]:
+        """For the database's thread, which calls it when a change of the snapshot is committed."""
+
+        def forget(_: object) -> None:
+            self._changes += 1
+            self._chains.pop(name, None)
+
+        return forget
 
     async def check_insert(self, info: Info) -> tuple[int, ...]:
         """What `insert` would refuse, before the work for it begins; the ids of the parents, the nearest first."""
@@ -148,7 +174,7 @@ class Records:
                 ),
             )
 
-        await self._database.write(write)
+        await self._database.write(write, committed=self._changed(key))
 
     async def check_commit(self, committed: Info, key: str) -> tuple[Record, int | None]:
         """What `commit` would refuse, before the work for it begins; with the id of the parent that it will have."""
@@ -182,7 +208,7 @@ class Records:
             connection.execute("DELETE FROM snapshots WHERE id = ?", (record.id,))
             return record.id
 
-        return await self._database.write(write)
+        return await self._database.write(write, committed=self._changed(name))
 
     async def update(self, info: Info, fields: Sequence[str]) -> Record:
         """Change labels.
@@ -203,7 +229,7 @@ class Records:
             )
             return _get(connection, info.name)
 
-        return await self._database.write(write)
+        return await self._database.write(write, committed=self._changed(info.name))
 
 
 def check_commit(connection: sqlite3.Connection, committed: Info, record: Record) -> None:

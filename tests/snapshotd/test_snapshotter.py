@@ -4,6 +4,8 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,3 +230,52 @@ async def test_a_damaged_database_is_told(tmp_path: Path) -> None:
         async with open_snapshotter(tmp_path, Overlay(), QUICK):
             pass
     assert directories(tmp_path) == ["1"]
+
+
+@pytest.mark.root
+async def test_mounts_are_those_of_the_records(tmp_path: Path) -> None:
+    """Also when they were asked for before the snapshot was committed, removed, made anew or labelled."""
+    async with open_snapshotter(tmp_path, Overlay(), QUICK) as snapshotter:
+        await snapshotter.prepare("a")
+        await snapshotter.mounts("a")
+        await snapshotter.commit("base", "a")
+        with pytest.raises(NotFound):
+            await snapshotter.mounts("a")
+        with pytest.raises(FailedPrecondition, match="committed"):
+            await snapshotter.mounts("base")
+        for parent in ("", "base"):
+            made = await snapshotter.prepare("key", parent)
+            assert await snapshotter.mounts("key") == await snapshotter.mounts("key") == made
+            await snapshotter.remove("key")
+            with pytest.raises(NotFound):
+                await snapshotter.mounts("key")
+        await snapshotter.prepare("key", "base")
+        before = await snapshotter.mounts("key")
+        labels = {f"containerd.io/snapshot/{kind}mapping": "0:5:9" for kind in ("uid", "gid")}
+        await snapshotter.update(replace(await snapshotter.stat("key"), labels=labels))
+        mapped = {"uidmap=0:5:9", "gidmap=0:5:9"} if "remap-ids" in snapshotter.capabilities else set()
+        assert set((await snapshotter.mounts("key"))[0].options) == {*before[0].options, *mapped}
+
+
+@pytest.mark.root
+async def test_mounts_asked_for_during_a_change_are_not_remembered_past_it(tmp_path: Path) -> None:
+    """Whoever asks while a key is removed and made anew gets one of the two; who asks later gets the new one."""
+    async with open_snapshotter(tmp_path, Overlay(), QUICK) as snapshotter:
+        done = asyncio.Event()
+
+        async def ask() -> None:
+            while not done.is_set():
+                with suppress(NotFound):
+                    await snapshotter.mounts("key")
+                await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(ask(), name=f"ask {number}")
+            for _ in range(20):
+                made = await snapshotter.prepare("key")
+                assert await snapshotter.mounts("key") == made
+                await snapshotter.remove("key")
+                with pytest.raises(NotFound):
+                    await snapshotter.mounts("key")
+            done.set()
