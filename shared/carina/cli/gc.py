@@ -187,13 +187,12 @@ def why(target: Target, object: str, snapshotter: str, limit: int, form: str) ->
 
 
 def _type(object: str) -> str:
-    from carina.digest import Digest
-    from carina.errors import InvalidArgument
+    """Raises InvalidArgument: it begins like a digest, and is none."""
+    from carina.digest import HEX_LENGTHS, Digest
 
-    try:
-        Digest(object)
-    except InvalidArgument:
+    if object.partition(":")[0] not in HEX_LENGTHS:
         return "ingest"
+    Digest(object)
     return "content"
 
 

@@ -29,7 +29,11 @@ def plain(text: str) -> str:
 
 
 def as_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=4, default=str, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=4, default=_text, ensure_ascii=False))
+
+
+def _text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def labels(values: Mapping[str, str]) -> str:

@@ -1,14 +1,18 @@
 """What the command line prints, and how it reads labels and mounts."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from carina.cli import output
+from carina.cli.__main__ import carina
 from carina.cli.run import _mount
 from carina.cli.snapshots import tree_lines
+from carina.errors import InvalidArgument
 from carina.snapshots import Info, Kind
 
 
@@ -19,6 +23,19 @@ from carina.snapshots import Info, Kind
 def test_sizes(count: int, text: str) -> None:
     """Bytes come in the largest binary unit that leaves at least one."""
     assert output.size(count) == text
+
+
+def test_moments_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has times as RFC 3339 writes them."""
+    output.as_json({"at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)})
+    assert json.loads(capsys.readouterr().out) == {"at": "2026-01-02T03:04:05+00:00"}
+
+
+def test_digest_cut_short_is_no_ingest() -> None:
+    """`gc why` says of half a digest that it is none, and asks nobody for an ingest of that name."""
+    answer = CliRunner().invoke(carina, ["--address", "unix:///nowhere.sock", "gc", "why", "sha256:06e163"])
+    assert isinstance(answer.exception, InvalidArgument)
+    assert "sha256:06e163" in str(answer.exception)
 
 
 @pytest.mark.parametrize(
