@@ -94,8 +94,9 @@ class _File:
 
     def fail(self, url: str, key: str, problem: str) -> NoReturn:
         line = self._line(url, key)
-        where = f" of {url!r}" if url and key else ""
-        what = key or repr(url)
+        shown = repr(url.rpartition("@")[2])  # not what may be a password
+        where = f" of {shown}" if url and key else ""
+        what = key or shown
         at = f" (line {line})" if line else ""
         raise InvalidArgument(f"registry configuration {self.path}: {what}{where} {problem}{at}")
 
@@ -203,7 +204,7 @@ class _Entry:
 def _host(entry: _Entry, registry: str) -> Host:
     entry.warn_of_others()
     url = entry.url
-    full = url if url.startswith("http") else f"https://{url}"
+    full = url if "://" in url else f"https://{url}"
     parts = urlsplit(full) if is_url(full) else None
     if parts is None or parts.query or parts.fragment:
         entry.fail("", "is not the URL of a host")

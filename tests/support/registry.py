@@ -7,9 +7,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from support.image import Blob, Image
@@ -27,8 +28,18 @@ def free_port() -> int:
 class Registry:
     """Runs for the block: `with Registry(directory) as registry: registry.push("busybox", "1", image)`."""
 
-    def __init__(self, directory: Path, *, port: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int = 0,
+        tls: Mapping[str, Any] | None = None,
+        auth: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Two registries may share a directory: one to put images into, one that is as a test needs it."""
         self._directory = directory
+        self._http = {"tls": tls} if tls else {}
+        self._auth = {"auth": auth} if auth else {}
         self.port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -45,9 +56,14 @@ class Registry:
             "version": 0.1,
             "log": {"level": "error", "accesslog": {"disabled": True}},
             "storage": {"filesystem": {"rootdirectory": str(self._directory / "store")}, "delete": {"enabled": True}},
-            "http": {"addr": f"127.0.0.1:{self.port}", "secret": "scratch"},
+            "http": {
+                "addr": f"127.0.0.1:{self.port}",
+                "secret": "scratch",
+                **self._http,
+            },
+            **self._auth,
         }
-        path = self._directory / "config.yml"
+        path = self._directory / f"config-{self.port}.yml"
         path.write_text(json.dumps(config))  # JSON is YAML
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -63,9 +79,14 @@ class Registry:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once; entering again starts it on the same port."""
         if self._process is not None:
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            self._process = None
 
     def _wait(self) -> None:
         deadline = time.monotonic() + 20
