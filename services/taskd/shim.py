@@ -1,10 +1,9 @@
 """Shims: the processes that hold containers and outlive us. How to start one, talk to it and clean up after it.
 
-A shim serves the Task API over ttrpc, v2 or v3 (the same messages). Several tasks may share one: `start` then answers
-the address of the shim that is there already, and they share our connection too.
+A shim serves the Task API over ttrpc or gRPC, v2 or v3 (the same messages). Several tasks may share one:
+`start` then answers the address of the shim that is there already, and they share our connection too.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -19,17 +18,19 @@ from carina import context
 from carina.aio.threads import in_thread
 from carina.api.containerd import types as containerd_types
 from carina.api.containerd.runc.v1 import CheckpointOptions, Options
-from carina.api.containerd.runtime.bootstrap.v1 import BootstrapParams, BootstrapResult, Extension
+from carina.api.containerd.runtime.bootstrap.v1 import BootstrapParams, Extension
 from carina.api.containerd.task import v2 as wire
 from carina.api.google.protobuf import Any, Empty
 from carina.config import socket_path
-from carina.errors import CarinaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
+from carina.errors import CarinaError, FailedPrecondition, NotFound, Unavailable, Unimplemented
 from carina.mount import Mount
+from carina.rpc import unary
 from carina.rpc.codec import decode, encode
 from carina.tasks import Exit, Process, ProcessInfo, Status, Stdio
-from carina.ttrpc.client import Client, dial
+from carina.ttrpc import client as ttrpc
 from carina.typed import TypedValue
 from taskd import command
+from taskd.bootstrap import GRPC, VERSIONS, parse_bootstrap
 from taskd.bundle import Bootstrap, Bundle
 from taskd.config import Config
 from taskd.ownshim import running
@@ -37,7 +38,6 @@ from taskd.runtime import RUNC_CHECKPOINT_OPTIONS, RUNC_OPTIONS, is_own, is_runc
 
 M = TypeVar("M", bound=betterproto2.Message)
 CONNECT_SECONDS: Final = 5.0
-_VERSIONS: Final = (2, 3)
 _BOOTSTRAP_SINCE: Final = (2, 3)
 _VERSION: Final = re.compile(rb"Version:\s*v?(\d+)\.(\d+)")
 _STATE: Final = re.compile(r"^cannot \w+ (?:\w+ )?(?:a|in a|an) (?:\w+) (?:state|process|container)", re.IGNORECASE)
@@ -90,12 +90,13 @@ class Shim:
     pid: int = 0
     tasks: set[tuple[str, str]] = field(default_factory=set)
     """Namespace and id of each task that is on it."""
-    _client: Client | None = None
+    _client: ttrpc.Client | unary.Client | None = None
     _closed: bool = False
 
     async def connect(self) -> None:
         """Raises Unavailable."""
         path = str(socket_path(self.bootstrap.address))
+        dial = unary.dial if self.bootstrap.protocol == GRPC else ttrpc.dial
         self._client = await dial(path, seconds=CONNECT_SECONDS, lost=self._disconnected)
 
     def _disconnected(self) -> None:
@@ -271,7 +272,7 @@ class Launcher:
             "NAMESPACE": namespace,
             "GRPC_ADDRESS": str(self.config.gateway),
             "TTRPC_ADDRESS": str(self.config.events_socket),
-            "MAX_SHIM_VERSION": str(max(_VERSIONS)),
+            "MAX_SHIM_VERSION": str(max(VERSIONS)),
             "GOMAXPROCS": "2",
         }
 
@@ -354,47 +355,3 @@ class Launcher:
         if output.status != 0 or not output.stdout:
             raise Unimplemented(f"shim {binary} does not describe itself: {output.text}")
         return TypedValue("containerd.types.RuntimeInfo", output.stdout)
-
-
-def parse_bootstrap(output: bytes, who: str) -> Bootstrap:
-    """What `start` printed: a protobuf BootstrapResult (2.3), JSON (2.0 to 2.2) or the address alone (1.x).
-
-    Raises:
-        CarinaError: none of them.
-        Unimplemented: a protocol or version that is not spoken here.
-    """
-    found = _parse_protobuf(output) or _parse_json(output)
-    if found is None:
-        text = output.strip().decode(errors="replace")
-        found = Bootstrap(version=2, address=text, protocol="ttrpc")
-    try:
-        socket_path(found.address)
-    except InvalidArgument as error:
-        raise CarinaError(f"{who} answered no address but {output[:200]!r}") from error
-    if found.protocol != "ttrpc" or found.version not in _VERSIONS:
-        raise Unimplemented(f"{who} speaks {found.protocol} version {found.version}: expected ttrpc version 2 or 3")
-    return found
-
-
-def _parse_protobuf(output: bytes) -> Bootstrap | None:
-    try:
-        found = decode(BootstrapResult, output)
-    except CarinaError:
-        return None
-    if not found.address or not found.version:
-        return None
-    return Bootstrap(version=found.version, address=found.address, protocol=found.protocol or "ttrpc")
-
-
-def _parse_json(output: bytes) -> Bootstrap | None:
-    try:
-        found = json.loads(output)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or not isinstance(found.get("version"), int):
-        return None
-    return Bootstrap(
-        version=found["version"],
-        address=str(found.get("address", "")),
-        protocol=str(found.get("protocol") or "ttrpc"),
-    )

@@ -70,8 +70,9 @@ elif MODE == "fails":
     sys.exit("no luck today")
 elif MODE == "nobody":
     print("unix://" + os.path.join(BUNDLE, "nobody.sock"))
-elif MODE == "grpc":
-    print(json.dumps({{"version": 3, "address": "unix://" + BUNDLE + "/s.sock", "protocol": "grpc"}}))
+elif MODE in ("grpc", "foreign"):
+    protocol = "grpc" if MODE == "grpc" else "carrier pigeon"
+    print(json.dumps({{"version": 3, "address": "unix://" + BUNDLE + "/s.sock", "protocol": protocol}}))
 else:
     serve(os.path.join(BUNDLE, "s.sock"))
     print(json.dumps({{"version": 3, "address": "unix://" + os.path.join(BUNDLE, "s.sock"), "protocol": "ttrpc"}}))

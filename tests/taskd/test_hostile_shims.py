@@ -13,7 +13,20 @@ from support.tasks import World, world
 
 pytestmark = pytest.mark.root
 
-MODES = ("hangs", "garbage", "fails", "nobody", "grpc", "silent", "dies", "nonsense", "oversize", "wordy", "nodelete")
+MODES = (
+    "hangs",
+    "garbage",
+    "fails",
+    "nobody",
+    "grpc",
+    "foreign",
+    "silent",
+    "dies",
+    "nonsense",
+    "oversize",
+    "wordy",
+    "nodelete",
+)
 
 
 @pytest.fixture
@@ -41,7 +54,8 @@ async def carina(
         ("garbage", CarinaError, "answered no address"),
         ("fails", CarinaError, "no luck today"),
         ("nobody", Unavailable, "nobody.sock"),
-        ("grpc", Unimplemented, "speaks grpc version 3"),
+        ("grpc", Unavailable, "nothing answers at"),
+        ("foreign", Unimplemented, "speaks carrier pigeon version 3"),
         ("silent", CarinaError, "no answer within"),
         ("dies", Unavailable, "connection was lost"),
         ("nonsense", CarinaError, "not a ttrpc response"),

@@ -18,10 +18,11 @@ from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound,
 from carina.rpc.codec import decode, encode
 from carina.typed import TypedValue
 from support.tasks import world
+from taskd.bootstrap import parse_bootstrap
 from taskd.bundle import Bootstrap, Bundle
 from taskd.daemon import opened
 from taskd.runtime import RUNC_OPTIONS, binary_name, find_shim
-from taskd.shim import parse_bootstrap, runc_options
+from taskd.shim import runc_options
 
 
 @pytest.mark.parametrize("name", ["", "runc", "io..v2", "a/b.v2", "../x.v2", "io.containerd.\0.v2"])
