@@ -214,14 +214,16 @@ class Applier:
 
     def _other(self, entry: Entry, *, path: bytes, base: bytes) -> None:
         """A symbolic link, device or FIFO: nothing that could be opened to work on."""
-        here = self._tree.directory(path).descriptor
+        directory = self._tree.directory(path)
         try:
-            _make_node(entry, base, here)
+            _make_node(entry, base, directory.descriptor)
         except FileExistsError:
             self._tree.remove(path, base)
-            here = self._tree.directory(path).descriptor
-            _make_node(entry, base, here)
-        os.chown(base, entry.uid, entry.gid, dir_fd=here, follow_symlinks=False)
+            directory = self._tree.directory(path)
+            _make_node(entry, base, directory.descriptor)
+        here = directory.descriptor
+        if entry.uid or entry.gid or directory.inherits:
+            os.chown(base, entry.uid, entry.gid, dir_fd=here, follow_symlinks=False)
         if entry.xattrs is not None:
             with _working_in(here):
                 _set_own_attributes(base, entry.xattrs)
@@ -327,7 +329,7 @@ def _fill(descriptor: int, entry: Entry, reader: Reader) -> None:
             length -= len(piece)
 
 
-def _write(descriptor: int, data: bytes) -> None:
+def _write(descriptor: int, data: bytes | memoryview) -> None:
     written = os.write(descriptor, data)
     while written < len(data):
         written += os.write(descriptor, data[written:])

@@ -149,8 +149,10 @@ class Broker:
 class Asking:
     """The worker's end: `carina.layer.apply.Privileges` by way of the broker."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, *, below: bool) -> None:
         self._channel = channel
+        self._below = below
+        """Whether there are layers below."""
 
     def set_attribute(self, descriptor: int, name: bytes, value: bytes) -> None:
         self._ask(b"attribute " + name + b"\0" + value, descriptor)
@@ -159,7 +161,8 @@ class Asking:
         self._ask(b"opaque", descriptor)
 
     def inherit(self, descriptor: int, path: bytes) -> None:
-        self._ask(b"inherit " + path, descriptor)
+        if self._below:
+            self._ask(b"inherit " + path, descriptor)
 
     def copy(self, descriptor: int, path: bytes) -> None:
         self._ask(b"copy " + path, descriptor)

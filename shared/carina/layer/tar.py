@@ -17,6 +17,8 @@ MAX_SPECIAL: Final = 1 << 20
 _ZERO: Final = bytes(512)
 _BLANKS: Final = b" " * 8
 _MAX_SIZE: Final = 1 << 62
+_VIEWED: Final = 4096
+"""Bytes from which on a view costs less than a copy."""
 _MAX_ID: Final = (1 << 32) - 2
 _WITH_DATA: Final = frozenset(b"0\0007S")
 _KNOWN: Final = frozenset(b"0\0001234567S")
@@ -100,16 +102,20 @@ class Reader:
             else:
                 return self._entry(block, pax=pax, name=name, link=link)
 
-    def read(self, count: int) -> bytes:
-        """Up to `count` bytes of the entry's data, in as large pieces as they come; empty at its end."""
+    def read(self, count: int) -> bytes | memoryview:
+        """Up to `count` bytes of the entry's data, in as large pieces as they come; empty at its end.
+
+        Large pieces are views of the chunk they came in, and keep it in memory as long as they are kept.
+        """
         count = min(count, self._left)
         if not count:
             return b""
         if self._at == len(self._chunk) and not self._more():
             raise Malformed("the layer's archive is cut off in the middle of a file")
-        piece = self._chunk[self._at : self._at + count]
-        self._at += len(piece)
-        self._left -= len(piece)
+        at, end = self._at, min(self._at + count, len(self._chunk))
+        piece = self._chunk[at:end] if end - at < _VIEWED else memoryview(self._chunk)[at:end]
+        self._at = end
+        self._left -= end - at
         return piece
 
     def drain(self) -> None:

@@ -133,7 +133,8 @@ def _applied(
     feed.start()
     reader = Reader(feed.pull)
     overlay = request["form"] == "overlay"
-    applier = Applier(root, overlay=overlay, privileges=Asking(channel), limits=limits)
+    asking = Asking(channel, below=bool(request["lowers"]))
+    applier = Applier(root, overlay=overlay, privileges=asking, limits=limits)
     applier.run(reader)
     reader.drain()
     result = {"digest": f"sha256:{feed.hexdigest()}", "size": feed.size}
