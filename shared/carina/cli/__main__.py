@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -69,11 +70,12 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-a", "--address", envvar="CARINA_ADDRESS", metavar="ADDRESS", help="Socket of the gateway.")
 @click.option("-n", "--namespace", envvar="CARINA_NAMESPACE", default="default", show_default=True, help="Namespace.")
+@click.option("--embedded", type=click.Path(path_type=Path), metavar="DIR", help="No daemon: images in DIR.")
 @click.version_option(__version__, prog_name="carina")
 @click.pass_context
-def carina(ctx: click.Context, address: str | None, namespace: str) -> None:
+def carina(ctx: click.Context, address: str | None, namespace: str, embedded: Path | None) -> None:
     """Run containers with a constellation of small services."""
-    ctx.obj = Target(address=address, namespace=namespace)
+    ctx.obj = Target(address=address, namespace=namespace, embedded=embedded)
 
 
 def _open_standard_streams() -> None:

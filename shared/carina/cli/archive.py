@@ -65,7 +65,9 @@ def import_(
         labels=output.parse_labels(labels),
         platforms=tuple(wanted),
         extra_references=(_prefix(base_name, digests=digests, skip_named=skip_digest_for_named),),
-        unpacks=() if no_unpack else tuple(Unpack(platform=one, snapshotter=snapshotter) for one in wanted or [host()]),
+        unpacks=()
+        if no_unpack or target.embedded
+        else tuple(Unpack(platform=one, snapshotter=snapshotter) for one in wanted or [host()]),
     )
     display = Display(quiet=quiet, live=output.is_terminal(), as_json=as_json)
     saved: list[str] = []
@@ -76,11 +78,9 @@ def import_(
             saved.append(progress.name)
 
     async def work(client: "Client") -> None:
-        from carina.transfer.client import RemoteTransfer
-
         with _source(path) as pieces:
             archive = _each(pieces)
-            await RemoteTransfer(client.channel).load(archive, into, compress=compress_blobs, on_progress=on_progress)
+            await client.transfer.load(archive, into, compress=compress_blobs, on_progress=on_progress)
 
     with display:
         target.run(work, deadline=None)
@@ -127,9 +127,7 @@ def export(
     started = time.monotonic()
 
     async def work(client: "Client") -> None:
-        from carina.transfer.client import RemoteTransfer
-
-        saved = RemoteTransfer(client.channel).save(
+        saved = client.transfer.save(
             source, platforms=wanted, docker=not skip_manifest_json, foreign=not skip_non_distributable
         )
         with _sink(path) as file:

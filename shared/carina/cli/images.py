@@ -108,7 +108,7 @@ def check(target: Target, filters: Sequence[str], snapshotter: str, quiet: bool)
 
 async def _check(client: "Client", image: Image, snapshotter: str) -> tuple[str, ...]:
     from carina.client.image import describe, manifest_of
-    from carina.errors import CarinaError, NotFound
+    from carina.errors import CarinaError, FailedPrecondition, NotFound
     from carina.images.manifest import chain_ids
 
     try:
@@ -124,7 +124,7 @@ async def _check(client: "Client", image: Image, snapshotter: str) -> tuple[str,
             chain = chain_ids((await describe(client.content, image)).config.diff_ids)
             await client.snapshotter(snapshotter).stat(chain[-1])
             unpacked = "true"
-        except (NotFound, IndexError):
+        except (NotFound, IndexError, FailedPrecondition):
             pass
     counted = f"{status} ({len(have)}/{len(manifest.children)})"
     return image.name, image.target.media_type, image.target.digest, counted, sizes, unpacked
@@ -156,7 +156,8 @@ def tag(target: Target, source: str, names: Sequence[str], force: bool) -> None:
         async with leased(client) as lease:
             image = await client.images.get(str(normalize(source)))
             # Held before its presence is looked at: the source may be removed meanwhile.
-            await client.leases.add_resource(lease, Resource(type="content", id=image.target.digest))
+            if lease:
+                await client.leases.add_resource(lease, Resource(type="content", id=image.target.digest))
             await client.content.info(image.target.digest)
             for name in names:
                 copy = Image(name=str(normalize(name)), target=image.target, labels=image.labels)

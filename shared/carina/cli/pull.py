@@ -48,7 +48,7 @@ def pull(
 
     name = str(normalize(reference))
     wanted = [] if all_platforms else [Platform.parse(text) for text in platforms] or [platform.host()]
-    unpacked = [] if no_unpack else wanted or [platform.host()]
+    unpacked = [] if no_unpack or target.embedded else wanted or [platform.host()]
     into = Store(
         name=name,
         labels=output.parse_labels(labels),
@@ -60,9 +60,7 @@ def pull(
     started = time.monotonic()
 
     async def work(client: "Client") -> None:
-        from carina.transfer.client import RemoteTransfer
-
-        await RemoteTransfer(client.channel).fetch(name, into, access=registry, on_progress=display.update)
+        await client.transfer.fetch(name, into, access=registry, on_progress=display.update)
 
     with display:
         target.run(work, deadline=None)

@@ -47,9 +47,7 @@ def push(
     started = time.monotonic()
 
     async def work(client: "Client") -> None:
-        from carina.transfer.client import RemoteTransfer
-
-        await RemoteTransfer(client.channel).push(source, where, access=registry, on_progress=display.update)
+        await client.transfer.push(source, where, access=registry, on_progress=display.update)
 
     with display:
         target.run(work, deadline=None)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from carina import config, context
@@ -21,6 +22,8 @@ Result = TypeVar("Result")
 class Target:
     address: str | None
     namespace: str
+    embedded: Path | None = None
+    """A directory of images to work on in place of a constellation."""
 
     def resolve(self) -> str:
         """The gateway's address: as given, or as configured."""
@@ -41,6 +44,13 @@ class Target:
         from carina.client import Client
 
         context.validate_identifier(self.namespace, "namespace")
+        if self.embedded is not None:
+            from carina.client.embedded import embedded
+
+            with context.within(namespace=self.namespace):
+                async with embedded(self.embedded) as client:
+                    yield client
+            return
         async with Client(self.resolve()) as client:
             with context.within(namespace=self.namespace):
                 yield client

@@ -4,6 +4,11 @@ async with Client("unix:///run/carina/carina.sock") as client:
     with context.within(namespace="demo"):
         for image in await client.images.list():
             print(image.name)
+
+Without an address it reaches no service, and does what its own stores allow:
+
+async with LocalContentStore(path) as content, Client(content=content, images=LayoutImages(path)) as client:
+    await client.transfer.pull("docker.io/library/busybox:latest")
 """
 
 from functools import cached_property
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from carina.config import socket_path
+from carina.errors import FailedPrecondition
 from carina.rpc.client import Channel, connect
 
 if TYPE_CHECKING:
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from carina.namespaces import NamespaceStore
     from carina.snapshots import Snapshotter
     from carina.tasks import TaskService
+    from carina.transfer import Transfer
 
 # An adapter is imported when it is first used: a command that lists images need not load the messages of tasks.
 
@@ -30,21 +37,24 @@ class Client:
     """Connects when first needed. Any service can be replaced by an object that implements its interface.
 
     Args:
-        address: `unix:///path` of a gateway, of a single service, or of a containerd.
+        address: `unix:///path` of a gateway, of a single service, or of a containerd; empty: none.
     """
 
     def __init__(
         self,
-        address: str,
+        address: str = "",
         *,
         content: "ContentStore | None" = None,
         images: "ImageStore | None" = None,
         tasks: "TaskService | None" = None,
+        transfer: "Transfer | None" = None,
         snapshotters: "dict[str, Snapshotter] | None" = None,
     ) -> None:
-        socket_path(address)
+        if address:
+            socket_path(address)
         self.address = address
         self._content, self._images, self._tasks = content, images, tasks
+        self._transfer = transfer
         self._snapshotters = dict(snapshotters or {})
 
     @property
@@ -54,6 +64,8 @@ class Client:
 
     @cached_property
     def channel(self) -> Channel:
+        if not self.address:
+            raise FailedPrecondition("this takes a running constellation, and there is none here")
         return connect(self.address)
 
     @cached_property
@@ -103,6 +115,19 @@ class Client:
         from carina.tasks.client import RemoteTaskService
 
         return self._tasks or RemoteTaskService(self.channel)
+
+    @cached_property
+    def transfer(self) -> "Transfer":
+        """The Transfer service; without an address, transfers by this process on the stores that it was given."""
+        if self._transfer is not None:
+            return self._transfer
+        if not self.address:
+            from carina.client.embedded import transfers
+
+            return transfers(self.content, self.images)
+        from carina.transfer.client import RemoteTransfer
+
+        return RemoteTransfer(self.channel)
 
     def snapshotter(self, name: str) -> "Snapshotter":
         """The snapshotter of that name."""

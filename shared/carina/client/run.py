@@ -51,7 +51,13 @@ class Wish:
 
 @contextlib.asynccontextmanager
 async def leased(client: Client, *, hours: float = 24) -> AsyncIterator[str]:
-    """A lease around the block's calls, deleted after it, and expiring if we don't come to that."""
+    """A lease around the block's calls, deleted after it, and expiring if we don't come to that.
+
+    Its id, empty where there is no constellation: nothing is collected there.
+    """
+    if not client.address:
+        yield ""
+        return
     until = (datetime.now(UTC) + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
     identifier = f"carina-{secrets.token_hex(8)}"
     await client.leases.create(Lease(id=identifier, labels={labels.GC_EXPIRE: until}))

@@ -1,6 +1,6 @@
 """Transfers: images moved between registries, the image store and archives, with progress on the way."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -173,7 +173,7 @@ class Transfer(Protocol):
         docker: bool = True,
         foreign: bool = True,
         on_progress: OnProgress | None = None,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Export images as an OCI layout in a tar stream, of all platforms that are here unless some are named.
 
         With `docker` there is a manifest.json besides, for `docker load`; with `foreign` also layers that may not be
