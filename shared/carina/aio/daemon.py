@@ -15,8 +15,8 @@ import uvloop
 from setproctitle import setproctitle
 
 from carina import faults
+from carina.aio.terminal import has_terminal
 from carina.errors import CarinaError
-from carina.linux.terminal import has_terminal
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
 
+from carina.aio.terminal import has_terminal
 from carina.config import Config, daemon, socket_path
 from carina.errors import CarinaError, FailedPrecondition, Unavailable
-from carina.linux.terminal import has_terminal
 from carina.supervisor import lock, survivors
 from carina.supervisor.notify import NotifySocket
 
