@@ -60,4 +60,6 @@ async def test_a_shim_that_speaks_grpc_dies(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
         assert (await waiting).status == 137
         await carina.events.until("/tasks/delete", id)
-        assert not carina.bundle(id).exists()
+        async with asyncio.timeout(30):
+            while carina.bundle(id).exists():  # removed after the event
+                await asyncio.sleep(0.02)
