@@ -52,7 +52,7 @@ class Plugins:
 def _of_backend(backend: Backend) -> Plugin:
     return Plugin(
         type=TYPES[backend.type],
-        id="content" if backend.type == "content" else backend.name,
+        id=backend.name,
         platforms=_platforms(backend),
         exports={**backend.exports, "address": backend.address},
         capabilities=tuple(backend.capabilities),

@@ -102,6 +102,15 @@ async def test_what_was_added_is_there_after_a_restart(path: Path) -> None:
             assert [backend.name for backend in await found.list()] == ["content", "native"]
 
 
+async def test_another_content_store_has_its_own_name(path: Path) -> None:
+    """Beside the one that is called `content`, which clients look up."""
+    with directory() as other:
+        async with content_backend(other), registry(path) as (found, _, _):
+            await found.add(Backend(type="content", name="blobs", address=f"unix://{other}/c.sock"))
+            shown = await Plugins(database=path, registry=found).plugins(["type==io.containerd.content.v1"])
+            assert sorted((plugin.id, plugin.error) for plugin in shown) == [("blobs", ""), ("content", "")]
+
+
 async def test_what_can_not_be_plugged_in_is_refused(path: Path) -> None:
     """One sentence says why, and nothing has changed: names, addresses, sockets that are none or speak otherwise."""
 
