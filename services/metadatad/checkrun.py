@@ -74,7 +74,8 @@ async def check_tombstones(
     if not left:
         return
     if run.options.repair:
-        gone = [number for number, _, _, there in left if not there]
+        # An ingest that is gone may have become a blob, which the remover sees to.
+        gone = [number for number, type, _, there in left if not there and type != "ingest"]
         await run.records.database.write(lambda connection: tombstones.drop(connection, gone))
         await remover.run()
     for number, type, key, there in left:

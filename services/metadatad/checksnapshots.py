@@ -4,6 +4,7 @@ An intent is recorded before the back end is asked for anything, and goes with t
 So a snapshot with an intent is at work; one without is where its record says, or is not in order.
 """
 
+import contextlib
 import sqlite3
 from dataclasses import dataclass
 from typing import Final
@@ -213,19 +214,13 @@ class SnapshotCheck:
         """A prepare that was not recorded is undone; a commit that the back end made is recorded."""
         happened = False
         if intent.action == "commit":
-            happened = await self._exists(intent.backend_key)
+            with contextlib.suppress(NotFound):
+                happened = intent.is_committed_as(await self._stat(intent.backend_key))
 
         def decide(transaction: Transaction) -> str:
-            connection = transaction.connection
-            if not _noted(connection, intent.id):
+            if not _noted(transaction.connection, intent.id):
                 return ""
-            known = snaprows.find(connection, intent.namespace, self._side.name, intent.source)
-            taken = snaprows.find(connection, intent.namespace, self._side.name, intent.key)
-            if happened and known is not None and taken is None:
-                snaprows.finish_commit(transaction, intent)
-                return "recorded"
-            snaprows.abandon(transaction, intent)
-            return "undone"
+            return "recorded" if snaprows.conclude(transaction, intent, happened=happened) else "undone"
 
         return await self._run.records.write(decide)
 

@@ -52,6 +52,10 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     lease: str | None = None
     id: int = 0
 
+    def is_committed_as(self, made: Info) -> bool:
+        """Whether the back end has made the commit that was asked for: one that can't rebase leaves the parent out."""
+        return not self.rebase or made.parent == self.backend_parent
+
 
 def inherited(given: Mapping[str, str]) -> dict[str, str]:
     """The labels that a snapshotter is told, as in containerd; the others are the metadata's business."""
@@ -254,6 +258,18 @@ def abandon(transaction: Transaction, intent: Intent, *, awaited: bool = False) 
     end(transaction.connection, intent)
     tombstones.bury_snapshot(transaction.connection, intent.snapshotter, intent.backend_key, awaited=awaited)
     transaction.deletion = True
+
+
+def conclude(transaction: Transaction, intent: Intent, *, happened: bool) -> bool:
+    """End an intent from before; `happened` says whether the back end made the commit. True if that is recorded."""
+    connection = transaction.connection
+    known = find(connection, intent.namespace, intent.snapshotter, intent.source)
+    taken = find(connection, intent.namespace, intent.snapshotter, intent.key)
+    if happened and known is not None and taken is None:
+        finish_commit(transaction, intent)
+        return True
+    abandon(transaction, intent, awaited=intent.action != "commit")
+    return False
 
 
 def intents(connection: sqlite3.Connection, snapshotter: str) -> Sequence[Intent]:

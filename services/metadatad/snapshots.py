@@ -192,16 +192,7 @@ class NamespacedSnapshotter:
                 await asyncio.sleep(calm)
                 happened = await self._committed(intent, insist=insist)
 
-        def decide(transaction: Transaction) -> None:
-            connection = transaction.connection
-            known = snaprows.find(connection, intent.namespace, self.name, intent.source)
-            taken = snaprows.find(connection, intent.namespace, self.name, intent.key)
-            if happened and known is not None and taken is None:
-                snaprows.finish_commit(transaction, intent)
-            else:
-                snaprows.abandon(transaction, intent, awaited=intent.action != "commit")
-
-        await self._records.write(decide)
+        await self._records.write(lambda transaction: snaprows.conclude(transaction, intent, happened=happened))
 
     async def _committed(self, intent: Intent, *, insist: bool) -> bool:
         """Whether the back end has what the commit was to make."""
@@ -211,7 +202,7 @@ class NamespacedSnapshotter:
                 made = await self.backend.stat(intent.backend_key)
         except NotFound:
             return False
-        return not intent.rebase or made.parent == intent.backend_parent
+        return intent.is_committed_as(made)
 
     async def _get(self, key: str) -> Row:
         namespace = context.namespace()

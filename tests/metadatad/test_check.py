@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from carina import context
@@ -25,6 +26,7 @@ from contentd.store import LocalContentStore
 from metadatad.backends import Settings
 from metadatad.check import Check
 from metadatad.names import Names
+from metadatad.snaprows import Intent
 from support.content import directory
 from support.views import View, metadata, view
 
@@ -249,6 +251,47 @@ async def test_tombstones_and_intents(there: View) -> None:
     assert {(found.kind, found.settled) for found in findings} == {("tombstone", True), ("intent", True)}
     await there.collector.run(sync=True)
     assert await kinds(there) == set()
+
+
+async def test_repair_forgets_no_blob_that_an_ingest_became(there: View) -> None:
+    """An ingest that was to be removed long ago, and became a blob, goes with the blob."""
+    digest = await put(there.blobs, b"became")
+    values = "('ingest', '', 'one/9/ref', ?, 0)"
+    await execute(there, f"INSERT INTO tombstones (type, backend, key, expected, created_at) VALUES {values}", digest)
+    await checked(there, repair=True)
+    assert await there.stored() == set()
+
+
+async def test_commit_without_its_parent_is_undone(there: View) -> None:
+    """A repair records no commit on a parent that the back end took no notice of."""
+    await there.snapshotter.prepare("below", labels=ROOT)
+    await there.snapshotter.commit("parent", "below", labels=ROOT)
+    await there.snapshotter.prepare("key", labels=ROOT)
+    query = "SELECT key, backend_key FROM snapshots"
+    backend_keys = dict(await there.records.read(lambda c: c.execute(query).fetchall()))
+    intent = Intent(
+        namespace="one",
+        snapshotter="native",
+        action="commit",
+        key="name",
+        backend_key="one/99/name",
+        parent="parent",
+        backend_parent=backend_keys["parent"],
+        source="key",
+        backend_source=backend_keys["key"],
+        rebase=True,
+    )
+    await execute(
+        there,
+        "INSERT INTO intents (namespace, snapshotter, action, key, backend_key, details, created_at) "
+        "VALUES ('one', 'native', 'commit', 'name', 'one/99/name', ?, 0)",
+        msgspec.json.encode(intent).decode(),
+    )
+    await there.trees.commit("one/99/name", backend_keys["key"])
+    findings, _, _ = await checked(there, repair=True)
+    assert {found.done for found in findings if found.kind == "intent"} == {"undone"}
+    with pytest.raises(NotFound):
+        await there.snapshotter.stat("name")
 
 
 async def test_a_store_that_is_away_is_unchecked() -> None:
