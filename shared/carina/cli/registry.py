@@ -1,5 +1,6 @@
 """What the command line says of a registry: how to speak to it, and who asks."""
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -9,11 +10,16 @@ if TYPE_CHECKING:
 
 
 def access(*, plain_http: bool, user: str | None) -> "Access":
-    """`user` is NAME or NAME:PASSWORD; the password is asked for on the terminal where it is not given."""
+    """`user` is NAME or NAME:PASSWORD; the password is asked for on the terminal where it is not given.
+
+    Without a user, Docker's configuration says who asks.
+    """
     from carina.transfer import Access, Credentials
+    from carina.transfer.dockerconfig import DockerConfig
 
     if not user:
-        return Access(plain_http=plain_http)
+        docker = DockerConfig.read(DockerConfig.default_path(os.environ))
+        return Access(plain_http=plain_http, credentials=docker.credentials if docker else None)
     name, colon, password = user.partition(":")
     if not colon:
         password = click.prompt("Password", hide_input=True, err=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import Any, Final
@@ -30,6 +31,7 @@ OPEN_SECONDS: Final = 30.0
 STALL_SECONDS: Final = 900.0
 """How long a transfer may show no progress before it is given up."""
 DRAIN_SECONDS: Final = 10.0
+_log = logging.getLogger(__name__)
 
 
 class RemoteTransfer(Transfer):
@@ -211,7 +213,12 @@ async def _listen(stream: Stream, on_progress: OnProgress, seen: _Seen) -> None:
 async def _answer(stream: Stream, credentials: CredentialSource) -> None:
     while (one := await stream.incoming.get()) is not None:
         request = decode(wire.AuthRequest, one.value)
-        found = await credentials(request.host, list(request.wwwauthenticate))
+        try:
+            found = await credentials(request.host, list(request.wwwauthenticate))
+        except CarinaError as error:
+            # The service is told that there are none: its refusal is what the caller gets, this says why.
+            _log.warning("no credentials for %s: %s", request.host, error)
+            found = None
         response = wire.AuthResponse()
         if found and found.header:
             response = wire.AuthResponse(auth_type=wire.AuthType.HEADER, secret=found.header)
