@@ -14,6 +14,8 @@ from shimd.config import Config
 from shimd.lock import GroupLock
 
 _JSON_SINCE: Final = 2
+_DESCRIPTORS: Final = 1024
+"""More than a caller may have left open by mistake."""
 
 
 def begin(config: Config) -> None:
@@ -84,7 +86,10 @@ def _stay(config: Config, listener: sockets.socket, path: str) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2) if not os.environ.get("CARINA_SHIM_TRACE") else (0, 1):
             os.dup2(null, descriptor)
-        os.close(null)
+        os.closerange(3, listener.fileno())
+        os.closerange(listener.fileno() + 1, _DESCRIPTORS)
+        # With it `runc start` would wait for the container to say that it is ready.
+        os.environ.pop("NOTIFY_SOCKET", None)
         from shimd.daemon import serve
 
         serve(config, listener, path)

@@ -81,6 +81,14 @@ async def test_a_shim_that_dies_is_replaced(carina: World) -> None:
     assert len(carina.shims()) == 1
 
 
+async def test_nobody_waits_for_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A taskd that was started by a supervisor which wants to know when it is ready starts containers all the same."""
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/absent/notify")
+    async with world(OWN, call_seconds=20) as carina, carina.local():
+        id = await carina.run("sleep", "100")
+        assert await _end(carina, id) == 137
+
+
 async def test_memory_runs_out(carina: World) -> None:
     """A container that is killed for its use of memory has an event that says so."""
     id = carina.add("sh", "-c", "x=aaaaaaaa; while :; do x=$x$x; done", memory=16 << 20)
