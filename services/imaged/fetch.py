@@ -82,7 +82,7 @@ class Fetch:
         self._source_key = self._repository = ""
         if fetcher:
             reference = fetcher.repository.reference
-            self._source_key = f"{DISTRIBUTION_SOURCE}.{reference.domain}"
+            self._source_key = f"{DISTRIBUTION_SOURCE}.{reference.hostname}"
             self._repository = reference.repository
 
     async def documents(self, root: Descriptor, wish: Wish) -> list[Found]:

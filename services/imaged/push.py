@@ -149,7 +149,7 @@ async def _blob(
         if manifest.is_foreign(descriptor.media_type):
             return  # registries do not expect it: who pulls the image gets it where its manifest says
         raise
-    key = f"{DISTRIBUTION_SOURCE}.{repository.reference.domain}"
+    key = f"{DISTRIBUTION_SOURCE}.{repository.reference.hostname}"
     sources = candidates(info.labels.get(key, ""), repository.reference.repository)
     uploaded = await pusher.blob(descriptor, sources, lambda offset: tracker.moved("uploading", descriptor, offset))
     tracker.step("complete" if uploaded else "already exists", descriptor)

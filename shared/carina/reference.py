@@ -46,6 +46,13 @@ class Reference:
         return f"{self.domain}/{self.repository}"
 
     @property
+    def hostname(self) -> str:
+        """The registry without its port: what `containerd.io/distribution.source.*` calls it."""
+        return (
+            self.domain.partition("]")[0].strip("[") if self.domain.startswith("[") else self.domain.partition(":")[0]
+        )
+
+    @property
     def object(self) -> str:
         """What to ask the registry for: the digest where there is one, the tag otherwise."""
         return str(self.digest) if self.digest else self.tag
