@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import peers
 from bench.peers import Carina, Containerd, Peer, command, timed
+from bench.shims import shims
 from bench.snapshots import snapshots
 from bench.store import store
 from bench.unpack import unpacking
@@ -181,6 +182,7 @@ def parts_of_one(report: Report, wanted: set[str]) -> None:
             "start": lambda: start_and_memory(report, carina, containerd),
             "latency": lambda: latency(report, carina, containerd),
             "run": lambda: running(report, carina, containerd, registry),
+            "shims": lambda: shims(report, carina, containerd, registry),
             "pull": lambda: pulling(report, carina, containerd, registry),
             "snapshots": lambda: snapshots(report),
             "unpack": lambda: unpacking(report, registry),
