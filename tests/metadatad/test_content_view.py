@@ -304,7 +304,7 @@ async def test_unknown_objects_are_never_swept(service: View) -> None:
 async def test_records_are_answered_without_the_back_end() -> None:
     """Info, lists, labels, deletion and bytes of small blobs in memory need nobody else."""
     with directory() as path:
-        async with metadata(path, settings=Settings(answer_seconds=0.3)) as (_, registry, records, _):
+        async with metadata(path, settings=Settings(answer_seconds=5)) as (_, registry, records, _):
             store = registry.content
             async with content_backend(path):
                 with context.within(namespace="one"):

@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-import time
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -67,16 +67,21 @@ async def test_nothing_follows_a_failure(opened: Opened) -> None:
 async def test_cancelled_caller_does_not_lose_the_event(opened: Opened) -> None:
     """If a transaction was committed though its caller was cancelled, subscribers still hear of it."""
 
+    entered, going = threading.Event(), threading.Event()
+
     def slow(transaction: Transaction) -> None:
-        time.sleep(0.1)
+        entered.set()
+        assert going.wait(30)
         namespaces.ensure(transaction.connection, "ns")
         transaction.emit("ns", "/slow", PAYLOAD)
 
     task = asyncio.create_task(opened.records.write(slow))
-    await asyncio.sleep(0.03)
+    while not entered.is_set():
+        await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    going.set()
     await opened.records.write(lambda transaction: transaction.emit("ns", "/next", PAYLOAD))
     assert opened.topics == ["/slow", "/next"]
 
