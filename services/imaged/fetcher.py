@@ -92,8 +92,8 @@ class Fetcher:
                         offset += len(chunk)
                         yield chunk
                 return
-            except NotFound:
-                continue
+            except CarinaError as error:
+                last = error
         assert last is not None
         raise last
 
