@@ -6,6 +6,7 @@ makes of them. An archive names images only as far as the destination lets it.
 
 import asyncio
 import json
+import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -16,17 +17,17 @@ import msgspec
 
 from carina import context, faults
 from carina.aio.finish import finish
-from carina.content import ContentStore
+from carina.content import ContentStore, DescriptorLane
 from carina.content.recompress import recompressed
 from carina.descriptor import Descriptor
 from carina.digest import Digest
-from carina.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument
+from carina.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, Unimplemented
 from carina.images import Image, manifest
 from carina.images.manifest import Index
 from carina.reference import normalize
 from carina.transfer import ExtraReference, Store
 from imaged.fetch import Fetch, Wish, gc_labels
-from imaged.ingest import CALL_SECONDS, COMMIT_SECONDS, discard
+from imaged.ingest import CALL_SECONDS, COMMIT_SECONDS, discard, write_pipe
 from imaged.progress import Tracker
 from imaged.pull import Stores, lease, names, record, settle
 from imaged.tarstream import TarStream, plain
@@ -34,6 +35,8 @@ from imaged.tarstream import TarStream, plain
 IMAGE_NAME: Final = "io.containerd.image.name"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 MAX_DOCUMENT: Final = manifest.MAX_SIZE
+_LARGE: Final = 1 << 20
+"""Bytes of a file from which on a pipe is worth its calls."""
 _DOCUMENTS: Final = frozenset(("index.json", "manifest.json", "oci-layout", "repositories", "version"))
 
 
@@ -126,6 +129,8 @@ async def _file(store: ContentStore, path: str, size: int, stream: TarStream) ->
     expected = Digest(f"{parts[1]}:{parts[2]}") if len(parts) == 3 and parts[0] == "blobs" else None
     ref = f"import-{secrets.token_hex(12)}"
     try:
+        if expected is not None and size >= _LARGE:
+            await _by_pipe(store, ref, Descriptor(media_type="", digest=expected, size=size), stream)
         with context.deadline(CALL_SECONDS):
             writer = await store.writer(ref, total=size, expected=expected)
         async with writer:
@@ -145,6 +150,24 @@ async def _file(store: ContentStore, path: str, size: int, stream: TarStream) ->
         await finish(discard(store, ref))
         raise
     return Descriptor(media_type="", digest=digest, size=size)
+
+
+async def _by_pipe(store: ContentStore, ref: str, file: Descriptor, stream: TarStream) -> None:
+    """Move a file's bytes into an ingest through a pipe, if the store has one to offer."""
+    if not isinstance(store, DescriptorLane):
+        return
+    try:
+        with context.deadline(CALL_SECONDS):
+            fd, _ = await store.open_ingest(ref, total=file.size, expected=file.digest)
+    except Unimplemented:
+        return
+    try:
+        os.set_blocking(fd, False)
+        async with aclosing(stream.data()) as chunks:
+            async for chunk in chunks:
+                await write_pipe(fd, chunk, file)
+    finally:
+        os.close(fd)
 
 
 async def _index(store: ContentStore, data: bytes) -> tuple[Descriptor, Index]:

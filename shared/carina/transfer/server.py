@@ -39,8 +39,8 @@ AUTH_SECONDS: Final = 60.0
 FLUSH_SECONDS: Final = 10.0
 WINDOW: Final = 1 << 20
 """Bytes of an archive that a sender may have under way."""
-CHUNK: Final = 32 * 1024
-"""Bytes of one message of an archive, as containerd's clients expect."""
+CHUNK: Final = 256 * 1024
+"""Bytes of one message of an archive at the most; containerd's clients open their windows for 64 KiB at a time."""
 STALL_SECONDS: Final = 300.0
 
 
