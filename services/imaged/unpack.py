@@ -157,18 +157,19 @@ class Unpacker:
         """
         for _ in range(3):
             key = f"extract-{secrets.token_hex(8)} {layer.chain_id}"
-            with context.deadline(CALL_SECONDS):
-                try:
+            try:
+                with context.deadline(CALL_SECONDS):
                     mounts = await self._snapshotter.prepare(key, parent, self._labels(layer))
-                except AlreadyExists:
-                    if await self._exists(layer.chain_id):
-                        return None
-                    continue
-                except BaseException:
-                    # It may have been made all the same, when nobody waited for the answer any more.
-                    await finish(self._remove(key))
-                    raise
-            if not await self._exists(layer.chain_id):
+                there = await self._exists(layer.chain_id)
+            except AlreadyExists:
+                if await self._exists(layer.chain_id):
+                    return None
+                continue
+            except BaseException:
+                # It may have been made all the same, when nobody waited for the answer any more.
+                await finish(self._remove(key))
+                raise
+            if not there:
                 return key, mounts
             await finish(self._remove(key))
             return None

@@ -11,12 +11,22 @@ from carina.aio.locks import KeyedLock
 from carina.content import Info
 from carina.descriptor import Descriptor
 from carina.digest import Digest
-from carina.errors import CarinaError, DataLoss, InvalidArgument, ResourceExhausted
+from carina.errors import (
+    AlreadyExists,
+    CarinaError,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from carina.images.manifest import Config, Manifest
 from carina.layer import Limits
 from carina.layer.compression import OCI_LAYER_GZIP
 from carina.linux.mount import mounted
+from carina.mount import Mount
 from carina.platforms import host
+from carina.snapshots import Info as Snapshot
 from carina.snapshots import Kind
 from imaged.differ import LocalDiffer
 from imaged.progress import Tracker
@@ -25,6 +35,7 @@ from snapshotd.overlay import Overlay
 from snapshotd.snapshotter import LocalSnapshotter, Settings, open_snapshotter
 from support.layers import Layer, compressed, listing
 from support.stores import MemoryContent
+from support.volumes import volume
 
 pytestmark = pytest.mark.root
 
@@ -215,6 +226,108 @@ async def test_a_limit_of_the_configuration_ends_a_bomb(tmp_path: Path) -> None:
         with pytest.raises(ResourceExhausted, match="larger than 1048576 bytes"):
             await world.unpacker("rebase").unpack(*image, _ready)
         assert await world.keys() == []
+
+
+async def test_a_full_inode_table_leaves_nothing(tmp_path: Path) -> None:
+    """The layers before it stay, the one that there was no room for is gone, and so is its directory."""
+    many = Layer()
+    for number in range(200):
+        many.file(f"f{number}")
+    with volume(tmp_path, "ext4", megabytes=16, options=("-N", "128")) as place:
+        async with open_snapshotter(place / "snapshots", Overlay(), QUICK) as snapshotter:
+            world = World(tmp_path, snapshotter)
+            with pytest.raises(ResourceExhausted, match="no space left"):
+                await world.unpacker().unpack(*world.image([Layer().file("a").bytes(), many.bytes()]), _ready)
+            assert [kind for _, kind in await world.keys()] == [Kind.COMMITTED]
+            assert os.listdir(place / "snapshots/snapshots") == ["1"]
+
+
+class _Meddled(LocalSnapshotter):
+    """A snapshotter that somebody else works on as well."""
+
+    taken = 0
+    """Keys to be prepared that are in use."""
+    lost = ""
+    """A parent that is removed before somebody prepares on it."""
+    looked: asyncio.Event | None = None
+    """Set when somebody looks for a snapshot, who then waits for ever."""
+
+    async def stat(self, key: str) -> Snapshot:
+        if self.looked is not None:
+            self.looked.set()
+            await asyncio.Event().wait()
+        return await super().stat(key)
+
+    async def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[Mount]:
+        if self.taken:
+            self.taken -= 1
+            raise AlreadyExists(f"snapshot {key}: already exists")
+        if parent and parent == self.lost:
+            await self.remove(parent)
+        return await super().prepare(key, parent, labels)
+
+
+def _meddled(world: World) -> _Meddled:
+    own = world.snapshotter
+    meddled = _Meddled(
+        records=own._records,
+        directories=own._directories,
+        driver=own._driver,
+        settings=own._settings,
+        lost=frozenset(),
+    )
+    world.snapshotter = meddled
+    return meddled
+
+
+async def test_a_parent_that_went_meanwhile_is_named(world: World) -> None:
+    """Nothing is unpacked on it, and nothing stays."""
+    image = world.image([Layer().directory(name).bytes() for name in "ab"])
+    lost = str(image[1].diff_ids[0])
+    _meddled(world).lost = lost
+    with pytest.raises(NotFound, match=f"parent snapshot {lost}: not found"):
+        await world.unpacker().unpack(*image, _ready)
+    assert await world.keys() == []
+
+
+@pytest.mark.parametrize("capabilities", [(), ("rebase",)])
+async def test_a_parent_that_is_not_committed_is_named(world: World, capabilities: tuple[str, ...]) -> None:
+    """A client may prepare a snapshot under the name of a layer: it is not taken for the layer's."""
+    image = world.image([Layer().directory(name).bytes() for name in "ab"])
+    name = str(image[1].diff_ids[0])
+    await world.snapshotter.prepare(name)
+    with pytest.raises((FailedPrecondition, InvalidArgument, BaseExceptionGroup)) as raised:
+        await world.unpacker(*capabilities).unpack(*image, _ready)
+    assert f"{name} is not committed" in str(_leaf(raised.value))
+    assert await world.keys() == [(name, Kind.ACTIVE)]
+
+
+async def test_cancelling_between_two_calls_leaves_no_snapshot(world: World) -> None:
+    """A snapshot that was just prepared goes as well."""
+    meddled = _meddled(world)
+    meddled.looked = asyncio.Event()
+    image = world.image([Layer().directory("a").bytes()])
+    task = asyncio.create_task(world.unpacker().unpack(*image, _ready), name="unpack")
+    async with asyncio.timeout(30):
+        await meddled.looked.wait()
+    assert [kind for _, kind in await world.keys()] == [Kind.ACTIVE]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await world.keys() == []
+
+
+async def test_a_key_in_use_is_not_taken_over(world: World) -> None:
+    """Another key is tried, a few times; then the layer is named."""
+    image = world.image([Layer().directory("a").bytes()])
+    meddled = _meddled(world)
+    meddled.taken = 2
+    await world.unpacker().unpack(*image, _ready)
+    assert await world.keys() == [(str(image[1].diff_ids[0]), Kind.COMMITTED)]
+    other = world.image([Layer().directory("b").bytes()])
+    meddled.taken = 3
+    with pytest.raises(AlreadyExists, match=f"snapshot {other[1].diff_ids[0]} can't be prepared"):
+        await world.unpacker().unpack(*other, _ready)
 
 
 def _leaf(error: BaseException) -> BaseException:
