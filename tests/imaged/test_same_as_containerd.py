@@ -5,11 +5,14 @@ import os
 import shutil
 import stat
 import struct
+import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from carina import context
 from carina.content.client import RemoteContentStore
@@ -17,7 +20,7 @@ from carina.descriptor import Descriptor
 from carina.diff.client import RemoteDiffer
 from carina.digest import Digest
 from carina.errors import AlreadyExists
-from carina.layer.compression import OCI_LAYER, OCI_LAYER_GZIP
+from carina.layer.compression import OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from carina.layer.process import apply
 from carina.mount import Mount
 from carina.rpc.client import connect
@@ -30,6 +33,31 @@ pytestmark = [
 ]
 
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+
+
+def _sparse(version: str) -> bytes:
+    """A file of mostly holes, in one of GNU tar's formats for them."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, f"sparse-{version}")
+        with path.open("wb") as file:
+            for place in (1 << 20, 5 << 20):
+                file.seek(place)
+                file.write(b"data")
+            file.truncate(9 << 20)
+        os.utime(path, (TIME, TIME))
+        command = [
+            "tar",
+            "-c",
+            "-S",
+            "--format=posix",
+            "--owner=0",
+            "--group=0",
+            f"--sparse-version={version}",
+            "-C",
+            scratch,
+            path.name,
+        ]
+        return subprocess.run(command, check=True, capture_output=True).stdout
 
 
 def _packed(form: int, *names: str) -> bytes:
@@ -77,8 +105,16 @@ LAYERS: Mapping[str, bytes] = {
     .directory("w2", 0o700)
     .bytes(),
     "dots": Layer().directory("./").directory("./dot/").file("./dot/f", b"f").file("/absolute", b"a").bytes(),
+    # In GNU's own format containerd refuses them.
+    "sparse": _sparse("1.0"),
+    "sparse of old": _sparse("0.1"),
     "implied": Layer().file("im/pli/ed", b"x").file("d/more/yet", b"y").bytes(),
 }
+
+PACKED: Sequence[tuple[str, Callable[[bytes], bytes]]] = (
+    (OCI_LAYER_GZIP, compressed),
+    (OCI_LAYER_ZSTD, zstandard.ZstdCompressor().compress),
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,18 +176,18 @@ def _shown(root: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["tar", "gzip"])
+@pytest.mark.parametrize("packed", [False, True], ids=["tar", "gzip and zstd"])
 async def test_a_plain_tree_is_the_same(
     tmp_path: Path, theirs: tuple[RemoteContentStore, RemoteDiffer], packed: bool
 ) -> None:
-    """Twenty layers, one on top of the other: after each the trees and the diff ids are equal."""
+    """Some twenty layers, one on top of the other: after each the trees and the diff ids are equal."""
     trees = [tmp_path / "theirs", tmp_path / "ours"]
     for tree in trees:
         tree.mkdir()
     mounts = [Mount(type="bind", source=str(tree), options=("rbind", "rw")) for tree in trees]
-    media_type = OCI_LAYER_GZIP if packed else OCI_LAYER
-    for name, archive in LAYERS.items():
-        data = compressed(archive) if packed else archive
+    for number, (name, archive) in enumerate(LAYERS.items()):
+        media_type, pack = PACKED[number % 2] if packed else (OCI_LAYER, bytes)
+        data = pack(archive)
         expected = await _by_containerd(theirs, data, mounts[0], media_type=media_type)
         found = await _by_us(data, mounts[1], media_type=media_type)
         assert (found.digest, found.size) == (expected.digest, expected.size)

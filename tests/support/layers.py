@@ -50,6 +50,10 @@ class Layer:
     def device(self, name: str, major: int, minor: int) -> "Layer":
         return self._add(name, tarfile.CHRTYPE, devmajor=major, devminor=minor, mode=0o600)
 
+    def node(self, name: str, kind: bytes) -> "Layer":
+        """An entry of any type."""
+        return self._add(name, kind, mode=0o600)
+
     def fifo(self, name: str) -> "Layer":
         return self._add(name, tarfile.FIFOTYPE, mode=0o600)
 

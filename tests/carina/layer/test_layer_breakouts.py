@@ -1,243 +1,24 @@
-"""No entry leaves the tree: containerd's list of escapes, and races. The applier runs here without any confinement."""
+"""No entry leaves the tree: containerd's list of escapes, and races.
 
+The applier runs here without any confinement, except where a test says that it is a worker's.
+"""
+
+import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from carina.errors import CarinaError, InvalidArgument
-from support.layers import Layer, apply_here
+from carina.errors import CarinaError, Internal, InvalidArgument
+from carina.mount import Mount
+from support.breakouts import LINKS, OVER, all_users
+from support.layers import Layer, apply_here, apply_there, bind
 
 pytestmark = pytest.mark.root
-
-Check = Callable[[Path], bool]
-
-
-def _etc(root: Path) -> None:
-    (root / "etc").mkdir()
-    (root / "etc/passwd").write_bytes(b"all users")
-
-
-def _with_localetc(root: Path) -> None:
-    _etc(root)
-    (root / "localetc").mkdir()
-
-
-def _with_link(root: Path) -> None:
-    _etc(root)
-    (root / "etc/whitedout").write_bytes(b"here")
-    (root / "localetc").symlink_to("/etc")
-
-
-def _with_dead_link(root: Path) -> None:
-    _etc(root)
-    (root / "localetc").symlink_to("/dne")
-
-
-def _with_hard_link(root: Path) -> None:
-    _etc(root)
-    (root / "localetc").symlink_to("etc")
-    os.link(root / "etc/passwd", root / "etc/localpasswd")
-
-
-def _nothing(root: Path) -> None:
-    pass
-
-
-def _resolved(root: Path, name: str) -> Path:
-    """What a process with this root would find under the name, links followed inside."""
-    parts, path, count = name.split("/")[::-1], root, 0
-    while parts:
-        part = parts.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            path = path.parent if path != root else root
-            continue
-        path = path / part
-        if path.is_symlink():
-            count += 1
-            assert count < 40
-            target = os.readlink(path)
-            path = root if target.startswith("/") else path.parent
-            parts.extend(target.split("/")[::-1])
-    return path
-
-
-def _same(one: str, other: str) -> Check:
-    return lambda root: os.path.samefile(_resolved(root, one), _resolved(root, other))
-
-
-def _value(name: str, data: bytes) -> Check:
-    return lambda root: _resolved(root, name).read_bytes() == data
-
-
-def _absent(name: str) -> Check:
-    return lambda root: not os.path.lexists(root / name)
-
-
-def _same_link(one: str, other: str) -> Check:
-    return lambda root: os.readlink(root / one) == os.readlink(root / other)
-
-
-def _passwd() -> Layer:
-    return Layer().directory("etc", 0o770).file("/etc/passwd", b"inside")
-
-
-LINKS: dict[str, tuple[Layer, list[Check]]] = {
-    "SymlinkAbsolute": (
-        Layer().directory("etc").symlink("/etc", "localetc").file("/localetc/unbroken", b"ok"),
-        [_value("etc/unbroken", b"ok")],
-    ),
-    "SymlinkUpAndOut": (
-        Layer()
-        .directory("etc")
-        .directory("dummy")
-        .symlink("/dummy/../etc", "localetc")
-        .file("/localetc/unbroken", b"ok"),
-        [_value("etc/unbroken", b"ok")],
-    ),
-    "SymlinkMultipleAbsolute": (
-        Layer()
-        .directory("etc")
-        .directory("dummy")
-        .symlink("/etc", "/dummy/etc")
-        .symlink("/dummy/etc", "localetc")
-        .file("/dummy/etc/unbroken", b"ok"),
-        [_value("etc/unbroken", b"ok")],
-    ),
-    "SymlinkMultipleRelative": (
-        Layer()
-        .directory("etc")
-        .directory("dummy")
-        .symlink("/etc", "/dummy/etc")
-        .symlink("./dummy/etc", "localetc")
-        .file("/dummy/etc/unbroken", b"ok"),
-        [_value("etc/unbroken", b"ok")],
-    ),
-    "SymlinkEmptyFile": (
-        Layer().directory("etc").file("etc/emptied", b"full").symlink("/etc", "localetc").file("/localetc/emptied"),
-        [_value("etc/emptied", b"")],
-    ),
-    "HardlinkRelative": (
-        _passwd()
-        .directory("breakouts")
-        .symlink("../../etc", "breakouts/d1")
-        .link("/breakouts/d1/passwd", "breakouts/mypasswd"),
-        [_same("breakouts/mypasswd", "etc/passwd")],
-    ),
-    "HardlinkDownAndOut": (
-        _passwd()
-        .directory("breakouts")
-        .directory("downandout")
-        .symlink("../downandout/../../etc", "breakouts/d1")
-        .link("/breakouts/d1/passwd", "breakouts/mypasswd"),
-        [_same("breakouts/mypasswd", "etc/passwd")],
-    ),
-    "HardlinkAbsolute": (
-        _passwd().symlink("/etc", "localetc").link("/localetc/passwd", "localpasswd"),
-        [_same("localpasswd", "etc/passwd")],
-    ),
-    "HardlinkRelativeLong": (
-        _passwd().symlink("../../../../../../../etc", "localetc").link("/localetc/passwd", "localpasswd"),
-        [_same("localpasswd", "etc/passwd")],
-    ),
-    "HardlinkRelativeUpAndOut": (
-        _passwd().symlink("upandout/../../../etc", "localetc").link("/localetc/passwd", "localpasswd"),
-        [_same("localpasswd", "etc/passwd"), _absent("upandout")],
-    ),
-    "HardlinkDirectRelative": (
-        _passwd().link("../../../../../etc/passwd", "localpasswd"),
-        [_same("localpasswd", "etc/passwd")],
-    ),
-    "HardlinkDirectAbsolute": (
-        _passwd().link("/etc/passwd", "localpasswd"),
-        [_same("localpasswd", "etc/passwd")],
-    ),
-    "SymlinkParentDirectory": (
-        _passwd().symlink("/etc/", "..").link("/etc/passwd", "localpasswd"),
-        [_same("localpasswd", "etc/passwd")],
-    ),
-    "SymlinkEmptyFilename": (
-        _passwd().symlink("/etc/", "").link("/etc/passwd", "localpasswd"),
-        [_same("localpasswd", "etc/passwd")],
-    ),
-    "SymlinkParentRelative": (
-        _passwd().symlink("/etc/", "localetc/sub/..").link("/etc/passwd", "/localetc/localpasswd"),
-        [_same("localetc/localpasswd", "etc/passwd")],
-    ),
-    "SymlinkSlashEnded": (
-        _passwd().directory("localetc/", 0o770).link("/etc/passwd", "/localetc/localpasswd"),
-        [_same("localetc/localpasswd", "etc/passwd")],
-    ),
-    "HardlinkSymlinkBeforeCreateTarget": (
-        Layer()
-        .directory("etc", 0o770)
-        .symlink("/etc/passwd", "localpasswd")
-        .link("localpasswd", "localpasswd-dup")
-        .file("/etc/passwd", b"after"),
-        [_same("localpasswd-dup", "etc/passwd")],
-    ),
-    "HardlinkSymlinkRelative": (
-        _passwd().symlink("../../../../../etc/passwd", "passwdlink").link("/passwdlink", "localpasswd"),
-        [_same_link("localpasswd", "passwdlink"), _same("localpasswd", "etc/passwd")],
-    ),
-    "HardlinkSymlinkAbsolute": (
-        _passwd().symlink("/etc/passwd", "passwdlink").link("/passwdlink", "localpasswd"),
-        [_same_link("localpasswd", "passwdlink"), _same("localpasswd", "etc/passwd")],
-    ),
-}
-
-OVER: dict[str, tuple[Callable[[Path], None], Layer, list[Check]]] = {
-    "SymlinkOverrideDirectory": (
-        _with_localetc,
-        Layer().symlink("/etc", "localetc").link("/etc/passwd", "/localetc/localpasswd"),
-        [_same("localetc/localpasswd", "etc/passwd")],
-    ),
-    "SymlinkOverrideDirectoryRelative": (
-        _with_localetc,
-        Layer().symlink("../../etc", "localetc").link("/etc/passwd", "/localetc/localpasswd"),
-        [_same("localetc/localpasswd", "etc/passwd")],
-    ),
-    "DirectoryOverrideSymlink": (
-        _with_link,
-        Layer().directory("/localetc/").link("/etc/passwd", "/localetc/localpasswd"),
-        [_same("localetc/localpasswd", "etc/passwd"), _absent("etc/localpasswd")],
-    ),
-    "DirectoryOverrideSymlinkAndHardlink": (
-        _with_hard_link,
-        Layer().directory("/localetc/").file("/localetc/localpasswd", b"different"),
-        [lambda root: not _same("localetc/localpasswd", "etc/passwd")(root), _value("etc/passwd", b"all users")],
-    ),
-    "WhiteoutSymlink": (
-        _with_link,
-        Layer().file(".wh.localetc"),
-        [_value("etc/passwd", b"all users"), _absent("localetc")],
-    ),
-    "WhiteoutSymlinkPath": (
-        _with_link,
-        Layer().file("localetc/.wh.whitedout"),
-        [_value("etc/passwd", b"all users"), _absent("etc/whitedout")],
-    ),
-    "WhiteoutDirectoryName": (
-        _with_link,
-        Layer().file(".wh.etc/somefile", b"non-empty"),
-        [_value("etc/passwd", b"all users"), _value(".wh.etc/somefile", b"non-empty")],
-    ),
-    "WhiteoutDeadSymlinkParent": (
-        _with_dead_link,
-        Layer().file("localetc/.wh.etc"),
-        [_value("etc/passwd", b"all users")],
-    ),
-    "WhiteoutRelativePath": (
-        _with_dead_link,
-        Layer().file("dne/../.wh.etc"),
-        [_absent("etc/passwd")],
-    ),
-}
 
 
 @pytest.fixture
@@ -282,7 +63,7 @@ def test_entries_replace_what_was_there(root: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [".wh...", "etc/.wh...", ".wh..", "etc/.wh..", ".wh.", "etc/.wh."])
 def test_whiteouts_of_directories_on_the_way_are_refused(root: Path, name: str, overlay: bool) -> None:
     """WhiteoutRootParent, WhiteoutParent, WhiteoutRoot, WhiteoutCurrentDirectory: nothing is removed."""
-    _etc(root)
+    all_users(root)
     with pytest.raises(InvalidArgument, match="whiteout"):
         apply_here(Layer().file(name).bytes(), root, overlay=overlay)
     assert (root / "etc/passwd").read_bytes() == b"all users"
@@ -369,28 +150,87 @@ while time.monotonic() < end and not os.path.exists(root + ".stop"):
 """
 
 
+@contextmanager
+def _racing(root: Path) -> Iterator[None]:
+    """Another process keeps replacing directories of the tree with links to the outside."""
+    stop = root.with_name(root.name + ".stop")
+    racer = subprocess.Popen([sys.executable, "-c", RACER, str(root), str(root.parent / "etc")], stdout=subprocess.PIPE)
+    assert racer.stdout is not None
+    try:
+        racer.stdout.readline()
+        yield
+    finally:
+        stop.touch()
+        racer.wait(30)
+        racer.stdout.close()
+        stop.unlink()
+
+
 @pytest.mark.parametrize("overlay", [False, True], ids=["plain", "overlay"])
 def test_no_case_leads_outside_while_directories_are_swapped(root: Path, overlay: bool) -> None:
     """Every case of the list, while another process keeps replacing the tree's directories with links to the outside:
     each ends, well or with an error of the domain, and nothing outside has changed."""
-    outside = root.parent / "etc"
     layers = [layer for layer, _ in LINKS.values()] + [layer for _, layer, _ in OVER.values()]
-    racer = subprocess.Popen([sys.executable, "-c", RACER, str(root), str(outside)], stdout=subprocess.PIPE)
-    assert racer.stdout is not None
     finished = 0
-    try:
-        racer.stdout.readline()
+    with _racing(root):
         for layer in layers * 4:
             try:
                 apply_here(layer.bytes(), root, overlay=overlay)
             except CarinaError:
                 continue
             finished += 1
-    finally:
-        stop = root.with_name(root.name + ".stop")
-        stop.touch()
-        racer.wait(30)
-        racer.stdout.close()
-        stop.unlink()
     assert _is_untouched(root)
     assert finished > 0
+
+
+async def test_a_worker_stays_inside_while_directories_are_swapped(root: Path) -> None:
+    """The same against the confined process, in plain form and in overlay form, whiteouts of the way up included."""
+    odd = [Layer().file(name) for name in (".wh...", "etc/.wh..", ".wh.")]
+    layers = [layer for layer, _ in LINKS.values()] + [layer for _, layer, _ in OVER.values()] + odd
+    upper = Mount(type="overlay", source="overlay", options=(f"upperdir={root}",))
+    results: list[bool] = []
+
+    async def worker(cases: Iterator[tuple[int, Layer]]) -> None:
+        for number, layer in cases:
+            try:
+                await apply_there(layer.bytes(), upper if number % 2 else bind(root))
+            except Internal:
+                raise
+            except CarinaError:
+                results.append(False)
+            else:
+                results.append(True)
+
+    with _racing(root):
+        cases = enumerate(layers)
+        async with asyncio.TaskGroup() as group:
+            for number in range(2):
+                group.create_task(worker(cases), name=f"apply {number}")
+    assert _is_untouched(root)
+    assert len(results) == len(layers)
+    assert any(results)
+
+
+ODD_MARKS = {
+    "at the root": Layer().file("new").file(".wh..wh..opq"),
+    "where no directory was": Layer().file("deep/er/.wh..wh..opq").file("deep/er/new"),
+    "through a link to the outside": Layer().symlink("/../../etc", "link").file("link/.wh..wh..opq").file("link/new"),
+    "as a directory": Layer().directory("d/.wh..wh..opq").file("d/new"),
+    "as a link": Layer().directory("d").symlink("/etc", "d/.wh..wh..opq").file("d/new"),
+    "below itself": Layer().file("d/.wh..wh..opq/new"),
+    "of aufs": Layer().directory(".wh..wh.plnk").file(".wh..wh.plnk/1").file(".wh..wh.aufs").file("new"),
+}
+
+
+@pytest.mark.parametrize("overlay", [False, True], ids=["plain", "overlay"])
+@pytest.mark.parametrize("place", ODD_MARKS)
+async def test_opaque_marks_in_odd_places(root: Path, place: str, overlay: bool) -> None:
+    """A mark for an opaque directory, wherever it stands and whatever it is: a worker makes no file of that name at
+    its place, and what is outside stays."""
+    all_users(root)
+    mount = Mount(type="overlay", source="overlay", options=(f"upperdir={root}",)) if overlay else bind(root)
+    with suppress(InvalidArgument):
+        await apply_there(ODD_MARKS[place].bytes(), mount)
+    assert _is_untouched(root)
+    names = [name for _, directories, files in os.walk(root) for name in (*directories, *files)]
+    assert [name for name in names if name.startswith(".wh.")] == ([".wh..wh..opq"] if place == "below itself" else [])
