@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

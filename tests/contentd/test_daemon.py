@@ -76,12 +76,15 @@ async def test_killed_while_writing(contentd: Process) -> None:
         writing = [
             asyncio.create_task(_keep_writing(store, f"writer-{i}", acknowledged, lane=i % 2 == 1)) for i in range(4)
         ]
+        before = len(acknowledged)
+        async with asyncio.timeout(30):
+            while len(acknowledged) == before:
+                await asyncio.sleep(0.01)
         await asyncio.sleep(generator.uniform(0.05, 0.4))
         await asyncio.to_thread(contentd.stop, signal.SIGKILL)
         await asyncio.gather(*writing)
         channel.close()
         await asyncio.to_thread(contentd.start)
-    assert acknowledged
     channel = connect(contentd.address)
     store = RemoteContentStore(channel)
     for digest, data in acknowledged.items():
