@@ -5,6 +5,7 @@ Layers are downloaded side by side and unpacked bottom up as they arrive.
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -19,7 +20,7 @@ from carina.content import ContentStore
 from carina.descriptor import Descriptor
 from carina.diff import Differ
 from carina.digest import Digest
-from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound
+from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, Unavailable
 from carina.images import Image, ImageStore
 from carina.images.manifest import Config, Manifest
 from carina.labels import GC_EXPIRE
@@ -37,6 +38,10 @@ from imaged.unpack import Unpacker
 from imaged.verifiers import Verifiers
 
 LEASE_HOURS: Final = 24
+PURPOSE: Final = "carina.io/lease.purpose"
+"""Label of a lease: what it was made for."""
+_in_use: Final[set[str]] = set()
+"""Leases of this process that end by themselves."""
 _log = logging.getLogger(__name__)
 
 
@@ -69,7 +74,7 @@ async def pull(stores: Stores, repository: Repository, into: Store, *, tracker: 
     """Resolve, fetch, unpack, record. The errors are those of `carina.transfer.Transfer.pull`."""
     reference = repository.reference
     origin = f"OCI Registry ({reference})"
-    async with lease(stores.leases):
+    async with lease(stores.leases, f"pull {reference}"):
         tracker.say(f"Resolving from {origin}")
         root = await resolve(repository)
         if stores.verifiers is not None:
@@ -194,20 +199,60 @@ async def _put(store: ImageStore, image: Image) -> Image:
 
 
 @contextlib.asynccontextmanager
-async def lease(leases: LeaseManager | None) -> AsyncIterator[str]:
-    """Run the block under the call's lease, or under one of its own that ends with it; its id, if there is one."""
+async def lease(leases: LeaseManager | None, purpose: str = "") -> AsyncIterator[str]:
+    """Run the block under the call's lease, or under one of its own that ends with it; its id, if there is one.
+
+    One with a `purpose` that is given up half-way stays until it expires, or until the same has succeeded.
+    """
     if leases is None or context.current().lease:
         yield context.current().lease or ""
         return
     expire = (datetime.now(UTC) + timedelta(hours=LEASE_HOURS)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    labels = {GC_EXPIRE: expire} | ({PURPOSE: purpose} if purpose else {})
     with context.deadline(CALL_SECONDS):
-        made = await leases.create(Lease(id=f"imaged-{secrets.token_hex(12)}", labels={GC_EXPIRE: expire}))
+        made = await leases.create(Lease(id=f"imaged-{secrets.token_hex(12)}", labels=labels))
     faults.point("imaged.lease.made")
+    _in_use.add(made.id)
     try:
         with context.within(lease=made.id):
             yield made.id
-    finally:
+    except (asyncio.CancelledError, Unavailable):
+        await finish(_leave(leases, made.id) if purpose else _end(leases, made.id))
+        raise
+    except BaseException:
         await finish(_end(leases, made.id))
+        raise
+    else:
+        await finish(_end(leases, made.id))
+        if purpose:
+            await _end_others(leases, purpose)
+    finally:
+        _in_use.discard(made.id)
+
+
+async def _leave(leases: LeaseManager, id: str) -> None:
+    """Let what was fetched be found by the next attempt; end a lease that holds nothing."""
+    try:
+        with context.deadline(CALL_SECONDS):
+            held = await leases.resources(id)
+    except CarinaError as error:
+        _log.warning("lease %s is left to expire: %s", id, error)
+        return
+    if not held:
+        await _end(leases, id)
+
+
+async def _end_others(leases: LeaseManager, purpose: str) -> None:
+    """End what earlier attempts left, as what they held is held by the result now."""
+    try:
+        with context.deadline(CALL_SECONDS):
+            left = await leases.list([f'labels."{PURPOSE}"=={json.dumps(purpose)}'])
+    except CarinaError as error:
+        _log.warning("leases of %s are left to expire: %s", purpose, error)
+        return
+    for one in left:
+        if one.id not in _in_use:
+            await _end(leases, one.id)
 
 
 async def _end(leases: LeaseManager, id: str) -> None:

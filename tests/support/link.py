@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 CHUNK = 16 * 1024
@@ -85,3 +87,24 @@ async def link(target: int, *, delay: float = 0.0, rate: float = 0.0) -> AsyncIt
         server.close()
         made.cut()
         await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def threaded_link(target: int, *, delay: float = 0.0, rate: float = 0.0) -> Iterator[Link]:
+    """The same beside code that blocks: on a thread of its own."""
+    ready: queue.Queue[tuple[Link, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def run() -> None:
+        async with link(target, delay=delay, rate=rate) as made:
+            over = asyncio.Event()
+            ready.put((made, asyncio.get_running_loop(), over))
+            await over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),), name="link")
+    thread.start()
+    made, loop, over = ready.get(timeout=30)
+    try:
+        yield made
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(30)
