@@ -1,8 +1,9 @@
 """run: a container from an image."""
 
 import contextlib
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from carina.client import Client
     from carina.client.run import Wish
     from carina.containers import Container
+    from carina.oci.options import Options
 
+_PERIOD = 100_000
+_MAX_FILE = 1 << 20
 _MOUNT_KEYS = {"type", "src", "source", "dst", "destination", "options"}
 
 
@@ -38,7 +42,33 @@ _MOUNT_KEYS = {"type", "src", "source", "dst", "destination", "options"}
 @click.option("--net-host", is_flag=True, help="Share the machine's network.")
 @click.option("--read-only", is_flag=True, help="Mount its root file system read-only.")
 @click.option("--privileged", is_flag=True, help="All capabilities and devices.")
-@click.option("--memory-limit", type=int, default=0, help="Bytes.")
+@click.option("--memory-limit", type=click.IntRange(0), default=0, help="Bytes.")
+@click.option("--cpus", type=click.FloatRange(0), default=0.0, help="Processors' worth of time.")
+@click.option("--cpu-shares", type=click.IntRange(0), default=0, help="Share of the processors where they are scarce.")
+@click.option("--cpu-quota", type=click.IntRange(0), default=0, help="Microseconds in each period.")
+@click.option("--cpu-period", type=click.IntRange(0), default=0, help="Microseconds.")
+@click.option("--pids-limit", type=click.IntRange(0), default=0, help="Processes and threads.")
+@click.option("--ulimit", "rlimits", multiple=True, metavar="RLIMIT_NAME=SOFT:HARD", help="Limit of the process.")
+@click.option("--sysctl", "sysctls", multiple=True, metavar="NAME=VALUE", help="Setting of its kernel namespaces.")
+@click.option("--cap-add", multiple=True, metavar="CAP_NAME", help="Capability to add; ALL for all.")
+@click.option("--cap-drop", multiple=True, metavar="CAP_NAME", help="Capability to take away; ALL for all.")
+@click.option("--allow-new-privs", is_flag=True, help="Let set-user-id programs have their effect.")
+@click.option("--device", "devices", multiple=True, metavar="PATH", help="Device, or directory of devices.")
+@click.option("--seccomp", is_flag=True, help="Allow only the system calls of the default profile.")
+@click.option("--seccomp-profile", type=click.File("rb"), help="A profile in its place, with --seccomp.")
+@click.option("--apparmor-profile", default="", help="AppArmor profile that the kernel has.")
+@click.option("--with-ns", "join", multiple=True, metavar="KIND:PATH", help="Namespace to join.")
+@click.option("--uidmap", "uid_maps", multiple=True, metavar="CONTAINER:HOST:LENGTH", help="User ids of the container.")
+@click.option(
+    "--gidmap", "gid_maps", multiple=True, metavar="CONTAINER:HOST:LENGTH", help="Group ids of the container."
+)
+@click.option(
+    "--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Annotation of its specification."
+)
+@click.option("--cgroup", default=None, help="Path of its control group.")
+@click.option("--rootfs-propagation", default="", help="Propagation of mounts of its root file system.")
+@click.option("--rdt-class", default="", help="Class of service (Intel RDT).")
+@click.option("--env-file", type=click.File("r"), help="Environment variables, one on each line.")
 @click.pass_obj
 def run(target: Target, /, reference: str, id: str, rm: bool, detach: bool, tty: bool, **options: Any) -> None:
     """Run COMMAND (or what the image says) in a new container ID."""
@@ -70,7 +100,6 @@ def run(target: Target, /, reference: str, id: str, rm: bool, detach: bool, tty:
 
 def _wish(id: str, *, tty: bool, mounts: Sequence[str], labels: Sequence[str], **options: Any) -> "Wish":
     from carina.client.run import Wish
-    from carina.oci.spec import Options
 
     return Wish(
         id=id,
@@ -78,19 +107,91 @@ def _wish(id: str, *, tty: bool, mounts: Sequence[str], labels: Sequence[str], *
         runtime=options["runtime"],
         user=options["user"],
         labels=output.parse_labels(labels),
-        options=Options(
-            args=options["command"],
-            env=options["env"],
-            cwd=options["cwd"],
-            terminal=tty,
-            hostname=options["hostname"],
-            read_only=options["read_only"],
-            host_network=options["net_host"],
-            privileged=options["privileged"],
-            memory_limit=options["memory_limit"],
-            mounts=[_mount(text) for text in mounts],
-        ),
+        options=_options(tty=tty, mounts=mounts, **options),
     )
+
+
+def _options(*, tty: bool, mounts: Sequence[str], **given: Any) -> "Options":
+    from carina.oci.options import Options
+
+    names = (
+        "cwd",
+        "hostname",
+        "read_only",
+        "privileged",
+        "memory_limit",
+        "cpu_shares",
+        "pids_limit",
+        "devices",
+        "cgroup",
+    )
+    quota, period = given["cpu_quota"], given["cpu_period"]
+    if given["cpus"]:
+        if quota or period:
+            raise click.UsageError("--cpus goes with neither --cpu-quota nor --cpu-period: it sets both")
+        quota, period = int(given["cpus"] * _PERIOD), _PERIOD
+    if given["seccomp_profile"] and not given["seccomp"]:
+        raise click.UsageError("--seccomp-profile goes with --seccomp")
+    file = given["env_file"].read(_MAX_FILE).splitlines() if given["env_file"] else []
+    return Options(
+        **{name: given[name] for name in names},
+        args=given["command"],
+        env=[*(line for line in file if line.strip() and not line.startswith("#")), *given["env"]],
+        terminal=tty,
+        host_network=given["net_host"],
+        mounts=[_mount(text) for text in mounts],
+        annotations=output.parse_labels(given["annotations"]),
+        add_capabilities=given["cap_add"],
+        drop_capabilities=given["cap_drop"],
+        new_privileges=given["allow_new_privs"],
+        cpu_quota=quota,
+        cpu_period=period,
+        rlimits=dict(_rlimit(text) for text in given["rlimits"]),
+        sysctls=output.parse_labels(given["sysctls"]),
+        join=dict(_namespace(text) for text in given["join"]),
+        uid_mappings=[_mapping(text) for text in given["uid_maps"]],
+        gid_mappings=[_mapping(text) for text in given["gid_maps"]],
+        seccomp=given["seccomp"],
+        seccomp_profile=_profile(given["seccomp_profile"]),
+        apparmor=given["apparmor_profile"],
+        rootfs_propagation=given["rootfs_propagation"],
+        rdt_class=given["rdt_class"],
+    )
+
+
+def _profile(file: BinaryIO | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read(_MAX_FILE))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or "defaultAction" not in found:
+        raise click.UsageError(f"{file.name} is not a seccomp profile: a JSON object with a defaultAction")
+    return found
+
+
+def _rlimit(text: str) -> tuple[str, tuple[int, int]]:
+    name, _, values = text.partition("=")
+    soft, colon, hard = values.partition(":")
+    if not soft.isdecimal() or (colon and not hard.isdecimal()):
+        raise click.UsageError(f"--ulimit {text!r}: expected RLIMIT_NAME=SOFT:HARD")
+    return name, (int(soft), int(hard or soft))
+
+
+def _namespace(text: str) -> tuple[str, str]:
+    kind, colon, path = text.partition(":")
+    if not colon:
+        raise click.UsageError(f"--with-ns {text!r}: expected KIND:PATH")
+    return kind, path
+
+
+def _mapping(text: str) -> tuple[int, int, int]:
+    parts = text.split(":")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise click.UsageError(f"mapping {text!r}: expected CONTAINER:HOST:LENGTH")
+    inside, outside, length = map(int, parts)
+    return inside, outside, length
 
 
 def _mount(text: str) -> dict[str, Any]:

@@ -6,34 +6,20 @@ Specification: OCI runtime-spec 1.1, config.md and config-linux.md.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from carina.errors import InvalidArgument
 from carina.images.manifest import Config
+from carina.oci.capabilities import CAPABILITIES, capability_sets, known_capabilities
+from carina.oci.options import Options as Options
 from carina.oci.user import User
+from carina.oci.wishes import apply
 
 TYPE_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 PROCESS_TYPE_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RESOURCES_TYPE_URL: Final = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-CAPABILITIES: Final = (
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-)
 MASKED_PATHS: Final = (
     "/proc/acpi",
     "/proc/asound",
@@ -51,6 +37,9 @@ MASKED_PATHS: Final = (
 READONLY_PATHS: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
+NO_WISHES: Final = Options()
+
+
 def _mount(destination: str, type_: str, source: str, *options: str) -> dict[str, Any]:
     return {"destination": destination, "type": type_, "source": source, "options": list(options)}
 
@@ -66,29 +55,7 @@ _MOUNTS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the caller wants of a container, over what its image says."""
-
-    args: Sequence[str] = ()
-    """Replaces the image's entrypoint and command."""
-    env: Sequence[str] = ()
-    """`NAME=VALUE` each; `NAME` alone removes it."""
-    cwd: str = ""
-    user: User | None = None
-    terminal: bool = False
-    hostname: str = ""
-    read_only: bool = False
-    host_network: bool = False
-    privileged: bool = False
-    memory_limit: int = 0
-    """Bytes; 0 for none."""
-    mounts: Sequence[Mapping[str, Any]] = ()
-    """As in the runtime specification."""
-    annotations: Mapping[str, str] = field(default_factory=dict)
-
-
-def generate(container_id: str, namespace: str, image: Config, options: Options = Options()) -> dict[str, Any]:
+def generate(container_id: str, namespace: str, image: Config, options: Options = NO_WISHES) -> dict[str, Any]:
     """The specification of a container.
 
     Raises:
@@ -100,7 +67,7 @@ def generate(container_id: str, namespace: str, image: Config, options: Options 
         "root": {"path": "rootfs", "readonly": options.read_only},
         "mounts": [*copy.deepcopy(_MOUNTS), *(dict(mount) for mount in options.mounts)],
         "linux": {
-            "cgroupsPath": f"/{namespace}/{container_id}",
+            "cgroupsPath": f"/{namespace}/{container_id}" if options.cgroup is None else options.cgroup,
             "namespaces": _namespaces(options),
             "resources": _resources(options),
         },
@@ -119,10 +86,11 @@ def generate(container_id: str, namespace: str, image: Config, options: Options 
         _make_privileged(spec)
     else:
         spec["linux"] |= {"maskedPaths": list(MASKED_PATHS), "readonlyPaths": list(READONLY_PATHS)}
+    apply(spec, options)
     return spec
 
 
-def process(spec: Mapping[str, Any], args: Sequence[str], options: Options = Options()) -> dict[str, Any]:
+def process(spec: Mapping[str, Any], args: Sequence[str], options: Options = NO_WISHES) -> dict[str, Any]:
     """The specification of a further process in a container made from `spec`."""
     made: dict[str, Any] = copy.deepcopy(dict(spec["process"]))
     made |= {"args": list(args), "terminal": options.terminal}
@@ -154,14 +122,13 @@ def _process(image: Config, options: Options) -> dict[str, Any]:
     cwd = options.cwd or image.working_dir or "/"
     if not cwd.startswith("/"):
         raise InvalidArgument(f"working directory {cwd!r} is not an absolute path")
-    capabilities = list(CAPABILITIES)
     return {
         "terminal": options.terminal,
         "user": _user(options.user or User()),
         "args": args,
         "env": environment(image.env, options),
         "cwd": cwd,
-        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+        "capabilities": capability_sets(CAPABILITIES),
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
         "noNewPrivileges": True,
     }
@@ -180,7 +147,10 @@ def _namespaces(options: Options) -> list[dict[str, str]]:
         kinds.append("network")
     if Path("/sys/fs/cgroup/cgroup.controllers").exists():
         kinds.append("cgroup")
-    return [{"type": kind} for kind in kinds]
+    if options.uid_mappings or options.gid_mappings:
+        kinds.append("user")
+    kinds += [kind for kind in options.join if kind not in kinds]
+    return [{"type": kind, **({"path": options.join[kind]} if kind in options.join else {})} for kind in kinds]
 
 
 def _resources(options: Options) -> dict[str, Any]:
@@ -191,20 +161,9 @@ def _resources(options: Options) -> dict[str, Any]:
 
 
 def _make_privileged(spec: dict[str, Any]) -> None:
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    names = [f"CAP_{name}" for name in _CAPABILITY_NAMES[: last + 1]]
-    spec["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), names)
+    spec["process"]["capabilities"] = capability_sets(known_capabilities())
     spec["process"]["noNewPrivileges"] = False
     spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
     for mount in spec["mounts"]:
         if mount["type"] == "sysfs":
             mount["options"] = [option for option in mount["options"] if option != "ro"]
-
-
-_CAPABILITY_NAMES: Final = (
-    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
-    "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN "
-    "SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE "
-    "MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
-).split()
-"""In the order of their numbers (linux/capability.h)."""
