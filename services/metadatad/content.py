@@ -7,7 +7,7 @@ manifests again and again. Bytes are kept by digest, and given only to a namespa
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Final, Self
+from typing import Final
 
 from carina import context, faults
 from carina.aio.finish import finish
@@ -37,6 +37,7 @@ from metadatad.claims import Claims
 from metadatad.columns import validate_name
 from metadatad.ingests import NamespacedWriter, Store
 from metadatad.peers import Peer
+from metadatad.readers import BackendReader, MemoryReader
 from metadatad.records import Records, Transaction
 
 SMALL: Final = 64 * 1024
@@ -178,7 +179,7 @@ class NamespacedContentStore:
         kept = self._bytes.get(digest)
         if kept is None:
             kept = await self._read_small(info)
-        return _MemoryReader(kept)
+        return MemoryReader(kept)
 
     async def _large(self, digest: Digest) -> Reader:
         """By descriptor where the back end has a lane: Go clients read a blob with one call per 32 KiB."""
@@ -188,7 +189,7 @@ class NamespacedContentStore:
             except Unimplemented:
                 self._descriptors = False
         async with self._peer.answering():
-            return _Reader(await self._backend.reader(digest), self._peer)
+            return BackendReader(await self._backend.reader(digest), self._peer)
 
     async def _load(self, digest: Digest) -> tuple[int, int]:
         if not isinstance(self._backend, DescriptorLane):
@@ -380,46 +381,3 @@ class NamespacedContentStore:
 def _weight(info: Info) -> int:
     """About the bytes that a record takes; labels may be millions."""
     return ENTRY + sum(len(key) + len(value) + 128 for key, value in info.labels.items())
-
-
-class _Reader:
-    """A reader of the back end's, with a limit on every call."""
-
-    def __init__(self, reader: Reader, peer: Peer) -> None:
-        self._reader = reader
-        self._peer = peer
-
-    @property
-    def size(self) -> int:
-        return self._reader.size
-
-    async def read(self, offset: int, length: int) -> bytes:
-        async with self._peer.working():
-            return await self._reader.read(offset, length)
-
-    async def close(self) -> None:
-        await self._reader.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *args: object) -> None:
-        await self.close()
-
-
-class _MemoryReader:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.size = len(data)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        return self._data[offset : offset + length]
-
-    async def close(self) -> None:
-        return
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *args: object) -> None:
-        return
