@@ -17,7 +17,7 @@ from carina.digest import Digest
 from carina.errors import CarinaError, NotFound, Unimplemented
 from carina.integrity import Verdict
 from metadatad import tombstones
-from metadatad.checkrun import PAGE, SUSPECTS, Run, Suspects, check_tombstones, there
+from metadatad.checkrun import PAGE, SUSPECTS, Run, check_tombstones, compare, there
 from metadatad.names import Names
 from metadatad.sides import NOT_OURS, ContentSide
 
@@ -44,7 +44,7 @@ class ContentCheck:
         self._judged: set[Digest] = set()
 
     async def check(self) -> None:
-        names, suspects = await self._list()
+        names, suspects = await compare(self._run, self._side.peer, self._side.store.walk(), _strange)
         for name in suspects.names:
             with contextlib.suppress(NotFound):  # deleted meanwhile
                 await self._look_again(Digest(name))
@@ -59,34 +59,6 @@ class ContentCheck:
             exists=self._exists,
             remover=self._side.remover,
         )
-
-    async def _list(self) -> tuple[Names, Suspects]:
-        names, suspects = Names(), Suspects()
-        batch: list[Info] = []
-        async with self._side.peer.listing() as came:
-            async for info in self._side.store.walk():
-                names.add(info.digest)
-                batch.append(info)
-                if len(batch) == PAGE:
-                    await self._compare(batch, suspects)
-                    batch = []
-                came()
-        await self._compare(batch, suspects)
-        return names, suspects
-
-    async def _compare(self, batch: list[Info], suspects: Suspects) -> None:
-        infos = list(batch)
-
-        def strange(connection: sqlite3.Connection) -> list[str]:
-            found = []
-            for info in infos:
-                sizes = connection.execute("SELECT size FROM blobs WHERE digest = ?", (info.digest,)).fetchall()
-                if not sizes or any(size != info.size for (size,) in sizes):
-                    found.append(str(info.digest))
-            return found
-
-        for name in await self._run.records.read(strange):
-            suspects.add(name)
 
     async def _look_again(self, digest: Digest) -> None:
         """Nobody can be at work on the blob meanwhile: whoever is has a claim, and then it is left alone."""
@@ -297,3 +269,13 @@ class ContentCheck:
         async with self._side.peer.answering():
             store = self._side.store
             return await there(store.info(Digest(key)) if type == "content" else store.status(key))
+
+
+def _strange(connection: sqlite3.Connection, infos: list[Info]) -> list[str]:
+    """What no namespace has recorded, or not with that size."""
+    found = []
+    for info in infos:
+        sizes = connection.execute("SELECT size FROM blobs WHERE digest = ?", (info.digest,)).fetchall()
+        if not sizes or any(size != info.size for (size,) in sizes):
+            found.append(str(info.digest))
+    return found

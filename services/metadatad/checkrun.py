@@ -2,16 +2,22 @@
 
 import sqlite3
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from carina.check import Finding, Options, Unchecked
+from carina.content import Info as BlobInfo
 from carina.errors import CarinaError, NotFound
+from carina.snapshots import Info as SnapshotInfo
 from carina.sqlite import now
 from metadatad import tombstones
+from metadatad.names import Names
+from metadatad.peers import Peer
 from metadatad.records import Records
 from metadatad.removal import Remover
+
+T = TypeVar("T", BlobInfo, SnapshotInfo)
 
 PAGE: Final = 500
 SUSPECTS: Final = 10_000
@@ -52,6 +58,29 @@ class Run:
         if suspects.more:
             reason = f"more than {SUSPECTS} objects look wrong: the others were not looked at"
             await self.report(Unchecked(name=name, reason=reason))
+
+
+async def compare(
+    run: Run, peer: Peer, objects: AsyncIterator[T], strange: Callable[[sqlite3.Connection, list[T]], list[str]]
+) -> tuple[Names, Suspects]:
+    """Go through the list of a back end: all names, and those that `strange` does not find as they are recorded."""
+    names, suspects, batch = Names(), Suspects(), list[T]()
+
+    async def look() -> None:
+        page = list(batch)
+        batch.clear()
+        for name in await run.records.read(lambda connection: strange(connection, page)):
+            suspects.add(name)
+
+    async with peer.listing() as came:
+        async for one in objects:
+            names.add(one.name if isinstance(one, SnapshotInfo) else one.digest)
+            batch.append(one)
+            if len(batch) == PAGE:
+                await look()
+            came()
+    await look()
+    return names, suspects
 
 
 async def check_tombstones(

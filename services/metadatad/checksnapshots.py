@@ -15,7 +15,7 @@ from carina.errors import NotFound
 from carina.snapshots import Info, Kind
 from carina.sqlite import now
 from metadatad import snaprows, tombstones
-from metadatad.checkrun import PAGE, Run, Suspects, check_tombstones, there
+from metadatad.checkrun import PAGE, Run, check_tombstones, compare, there
 from metadatad.names import Names
 from metadatad.records import Transaction
 from metadatad.sides import NOT_OURS, SnapshotSide
@@ -54,7 +54,7 @@ class SnapshotCheck:
         self._orphans: list[str] = []
 
     async def check(self) -> None:
-        names, suspects = await self._list()
+        names, suspects = await compare(self._run, self._side.peer, self._side.snapshotter.walk(), self._strange)
         for name in suspects.names:
             await self._look_again(name)
         await self._tell_orphans()
@@ -69,31 +69,14 @@ class SnapshotCheck:
             remover=self._side.remover,
         )
 
-    async def _list(self) -> tuple[Names, Suspects]:
-        names, suspects = Names(), Suspects()
-        batch: list[Info] = []
-        async with self._side.peer.listing() as came:
-            async for info in self._side.snapshotter.walk():
-                names.add(info.name)
-                batch.append(info)
-                if len(batch) == PAGE:
-                    await self._compare(batch, suspects)
-                    batch = []
-                came()
-        await self._compare(batch, suspects)
-        return names, suspects
-
-    async def _compare(self, batch: list[Info], suspects: Suspects) -> None:
-        def strange(connection: sqlite3.Connection) -> list[str]:
-            found = []
-            for info in batch:
-                rows = _rows(connection, self._side.name, info.name)
-                if not rows or any(row.differs(info) for row in rows):
-                    found.append(info.name)
-            return found
-
-        for name in await self._run.records.read(strange):
-            suspects.add(name)
+    def _strange(self, connection: sqlite3.Connection, infos: list[Info]) -> list[str]:
+        """What no namespace has recorded, or not like that."""
+        found = []
+        for info in infos:
+            rows = _rows(connection, self._side.name, info.name)
+            if not rows or any(row.differs(info) for row in rows):
+                found.append(info.name)
+        return found
 
     async def _look_again(self, name: str) -> None:
         async with self._side.claims.delete(("snapshot", self._side.name, name)) as free:
