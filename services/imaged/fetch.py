@@ -19,9 +19,9 @@ from carina.images import manifest
 from carina.images.manifest import Config, Index, Manifest
 from carina.labels import DISTRIBUTION_SOURCE, GC_REF_CONTENT, MAX_SIZE
 from carina.platforms import Matcher, Platform
-from imaged.fetcher import Fetcher
 from imaged.ingest import CALL_SECONDS, COMMIT_SECONDS, discard, ingest, open_writer
 from imaged.progress import Tracker, ref_key
+from imaged.sources import Source
 
 MAX_DOCUMENTS: Final = 2_000
 """Manifests and indexes that one transfer goes through."""
@@ -67,7 +67,7 @@ class Fetch:
         *,
         name: str,
         store: ContentStore,
-        fetcher: Fetcher | None,
+        fetcher: Source | None,
         tracker: Tracker,
         locks: KeyedLock,
         slots: asyncio.Semaphore,
@@ -81,7 +81,7 @@ class Fetch:
         self._slots = slots
         self._source_key = self._repository = ""
         if fetcher:
-            reference = fetcher.repository.reference
+            reference = fetcher.reference
             self._source_key = f"{DISTRIBUTION_SOURCE}.{reference.hostname}"
             self._repository = reference.repository
 
@@ -108,7 +108,7 @@ class Fetch:
                 self._store,
                 descriptor,
                 lambda offset: fetcher.stream(descriptor, offset),
-                origin=fetcher.source,
+                origin=fetcher.name,
                 labels=self._source_labels(),
                 moved=lambda offset: self._tracker.moved("downloading", descriptor, offset),
             )
@@ -174,7 +174,7 @@ class Fetch:
             data = await self._fetcher.read(descriptor)
         if len(data) != descriptor.size or Digest.of(data, descriptor.digest.algorithm) != descriptor.digest:
             raise DataLoss(
-                f"{self._fetcher.source}: the {len(data)} bytes of {descriptor.digest}"
+                f"{self._fetcher.name}: the {len(data)} bytes of {descriptor.digest}"
                 f" are not those that its descriptor names"
             )
         return data, True

@@ -18,6 +18,7 @@ import aiohttp
 from carina.descriptor import Descriptor
 from carina.errors import CarinaError, DataLoss, NotFound, Unavailable
 from carina.images import manifest
+from carina.reference import Reference
 from imaged.ahead import Ahead, Span
 from imaged.failures import FAILURES, broken
 from imaged.hosts import Host, is_url
@@ -49,7 +50,11 @@ class Fetcher:
         self._slots = slots
 
     @property
-    def source(self) -> str:
+    def reference(self) -> Reference:
+        return self.repository.reference
+
+    @property
+    def name(self) -> str:
         """How errors name where the bytes come from."""
         reference = self.repository.reference
         return f"registry {reference.domain}, repository {reference.repository}"
@@ -218,7 +223,7 @@ class Fetcher:
             )
 
     def _name(self, descriptor: Descriptor) -> str:
-        return f"content {descriptor.digest} from {self.source}"
+        return f"content {descriptor.digest} from {self.name}"
 
 
 @dataclass(slots=True, kw_only=True)

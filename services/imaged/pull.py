@@ -29,11 +29,10 @@ from carina.platforms import Matcher, host
 from carina.snapshots import Snapshotter
 from carina.transfer import ExtraReference, Store
 from imaged.fetch import Fetch, Found, Wish
-from imaged.fetcher import Fetcher, Pace
+from imaged.fetcher import Pace
 from imaged.ingest import CALL_SECONDS
 from imaged.progress import Tracker
-from imaged.registry import Repository
-from imaged.resolver import resolve
+from imaged.sources import Resolver
 from imaged.unpack import Unpacker
 from imaged.verifiers import Verifiers
 
@@ -70,13 +69,13 @@ class Stores:
     pace: Pace = field(default_factory=Pace)
 
 
-async def pull(stores: Stores, repository: Repository, into: Store, *, tracker: Tracker) -> list[Image]:
+async def pull(stores: Stores, resolver: Resolver, into: Store, *, tracker: Tracker) -> list[Image]:
     """Resolve, fetch, unpack, record. The errors are those of `carina.transfer.Transfer.pull`."""
-    reference = repository.reference
-    origin = f"OCI Registry ({reference})"
+    reference = resolver.reference
+    origin = resolver.title
     async with lease(stores.leases, f"pull {reference}"):
         tracker.say(f"Resolving from {origin}")
-        root = await resolve(repository)
+        root = await resolver.resolve()
         if stores.verifiers is not None:
             await stores.verifiers.check(str(reference), root)
         tracker.say(f"Pulling from {origin}")
@@ -85,7 +84,7 @@ async def pull(stores: Stores, repository: Repository, into: Store, *, tracker: 
         fetch = Fetch(
             name=str(reference),
             store=stores.content,
-            fetcher=Fetcher(repository, pace=stores.pace, slots=slots),
+            fetcher=resolver.source(slots),
             tracker=tracker,
             locks=stores.locks,
             slots=slots,

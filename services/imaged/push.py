@@ -18,14 +18,13 @@ from carina.images import Image, manifest
 from carina.images.manifest import Index
 from carina.labels import DISTRIBUTION_SOURCE
 from carina.platforms import Platform
-from carina.reference import REPOSITORY
+from carina.reference import REPOSITORY, Reference
 from carina.transfer import Store
 from imaged.fetch import MAX_DOCUMENTS, Wish, choose, read_blob
 from imaged.ingest import CALL_SECONDS
 from imaged.progress import Tracker
 from imaged.pull import Stores, first
-from imaged.pusher import Pusher
-from imaged.registry import Repository
+from imaged.sources import Destination, Resolver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +42,10 @@ class _Plan:
     blobs: dict[Digest, Descriptor] = field(default_factory=dict)
 
 
-async def push(stores: Stores, repository: Repository, source: Store, *, tracker: Tracker) -> None:
-    """Put the image `source` where `repository`'s reference says. The errors are those of `Transfer.push`."""
-    reference = repository.reference
-    destination = f"OCI Registry ({reference})"
+async def push(stores: Stores, resolver: Resolver, source: Store, *, tracker: Tracker) -> None:
+    """Put the image `source` where `resolver`'s reference says. The errors are those of `Transfer.push`."""
+    reference = resolver.reference
+    destination = resolver.title
     tracker.say(f"Pushing to {destination}")
     with context.deadline(CALL_SECONDS):
         image = await stores.images.get(source.name)
@@ -56,8 +55,8 @@ async def push(stores: Stores, repository: Repository, source: Store, *, tracker
         raise InvalidArgument(f"image {image.name} is {root.descriptor.digest}, it can't be pushed as {reference}")
     plan = _Plan()
     await _plan(stores, image.name, root, plan, tracker=tracker)
-    pusher = Pusher(repository, stores.content)
-    await _blobs(stores, pusher, repository, plan, tracker=tracker)
+    pusher = resolver.destination(stores.content)
+    await _blobs(stores, pusher, reference, plan, tracker=tracker)
     for document in plan.documents.values():
         name = reference.tag if document.descriptor.digest == root.descriptor.digest else ""
         if await pusher.has(document.descriptor, name):
@@ -120,12 +119,12 @@ async def _read(stores: Stores, descriptor: Descriptor, name: str) -> bytes:
     return data
 
 
-async def _blobs(stores: Stores, pusher: Pusher, repository: Repository, plan: _Plan, *, tracker: Tracker) -> None:
+async def _blobs(stores: Stores, pusher: Destination, reference: Reference, plan: _Plan, *, tracker: Tracker) -> None:
     slots = asyncio.Semaphore(stores.uploads)
 
     async def one(descriptor: Descriptor) -> None:
         async with slots:
-            await _blob(stores, pusher, repository, descriptor, tracker=tracker)
+            await _blob(stores, pusher, reference, descriptor, tracker=tracker)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -137,7 +136,7 @@ async def _blobs(stores: Stores, pusher: Pusher, repository: Repository, plan: _
 
 
 async def _blob(
-    stores: Stores, pusher: Pusher, repository: Repository, descriptor: Descriptor, *, tracker: Tracker
+    stores: Stores, pusher: Destination, reference: Reference, descriptor: Descriptor, *, tracker: Tracker
 ) -> None:
     if await pusher.has(descriptor):
         tracker.step("already exists", descriptor)
@@ -149,8 +148,8 @@ async def _blob(
         if manifest.is_foreign(descriptor.media_type):
             return  # registries do not expect it: who pulls the image gets it where its manifest says
         raise
-    key = f"{DISTRIBUTION_SOURCE}.{repository.reference.hostname}"
-    sources = candidates(info.labels.get(key, ""), repository.reference.repository)
+    key = f"{DISTRIBUTION_SOURCE}.{reference.hostname}"
+    sources = candidates(info.labels.get(key, ""), reference.repository)
     uploaded = await pusher.blob(descriptor, sources, lambda offset: tracker.moved("uploading", descriptor, offset))
     tracker.step("complete" if uploaded else "already exists", descriptor)
 

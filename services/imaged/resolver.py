@@ -1,22 +1,57 @@
 """A reference becomes a descriptor: media type, digest and size of what the registry has under that name."""
 
+import asyncio
 from functools import partial
 from typing import Final
 
 import aiohttp
 
+from carina.content import ContentStore
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import CarinaError, InvalidArgument
 from carina.images import manifest
+from carina.reference import Reference
 from imaged.failures import FAILURES, broken
+from imaged.fetcher import Fetcher, Pace
 from imaged.hosts import Host
 from imaged.patience import Transient, patiently
+from imaged.pusher import Pusher
+from imaged.referrers import referrers
 from imaged.registry import Repository
+from imaged.sources import Destination, Source
 
 ACCEPT: Final = ", ".join(
     (manifest.DOCKER_MANIFEST, manifest.DOCKER_INDEX, manifest.OCI_MANIFEST, manifest.OCI_INDEX, "*/*")
 )
+
+
+class RegistryResolver:
+    """A reference in a registry."""
+
+    def __init__(self, repository: Repository, pace: Pace | None = None) -> None:
+        self._repository = repository
+        self._pace = pace
+
+    @property
+    def title(self) -> str:
+        return f"OCI Registry ({self.reference})"
+
+    @property
+    def reference(self) -> Reference:
+        return self._repository.reference
+
+    async def resolve(self) -> Descriptor:
+        return await resolve(self._repository)
+
+    def source(self, slots: asyncio.Semaphore) -> Source:
+        return Fetcher(self._repository, pace=self._pace, slots=slots)
+
+    def destination(self, store: ContentStore) -> Destination:
+        return Pusher(self._repository, store)
+
+    async def referrers(self, digest: Digest, artifact_type: str = "") -> list[Descriptor]:
+        return await referrers(self._repository, digest, artifact_type)
 
 
 async def resolve(repository: Repository) -> Descriptor:

@@ -27,6 +27,8 @@ from imaged.proxies import Proxies
 from imaged.pull import Stores, lease, names, pull, record
 from imaged.push import push
 from imaged.registry import Repository
+from imaged.resolver import RegistryResolver
+from imaged.sources import Resolver
 
 MAX_HEADERS: Final = 64
 _FORBIDDEN_HEADERS: Final = frozenset(
@@ -68,7 +70,12 @@ class Transfers(Transfer):
         tracker = Tracker(into.name or reference, on_progress)
         with context.no_deadline():
             async with self._repository(parsed, access) as repository:
-                await pull(self.stores, repository, into, tracker=tracker)
+                await pull(self.stores, RegistryResolver(repository, self.stores.pace), into, tracker=tracker)
+
+    async def fetch_from(self, resolver: Resolver, into: Store, *, on_progress: OnProgress | None = None) -> None:
+        """As `fetch`, from anywhere."""
+        with context.no_deadline():
+            await pull(self.stores, resolver, into, tracker=Tracker(into.name, on_progress))
 
     async def push(
         self, source: Store, reference: str, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
@@ -77,7 +84,7 @@ class Transfers(Transfer):
         tracker = Tracker(source.name, on_progress)
         with context.no_deadline():
             async with self._repository(parsed, access, actions="pull,push") as repository:
-                await push(self.stores, repository, source, tracker=tracker)
+                await push(self.stores, RegistryResolver(repository, self.stores.pace), source, tracker=tracker)
 
     async def tag(self, name: str, into: Store) -> None:
         async with lease(self.stores.leases) as held:

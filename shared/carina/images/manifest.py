@@ -72,6 +72,7 @@ class Entry:
 
     descriptor: Descriptor
     platform: Platform | None = None
+    artifact_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,7 @@ class _Descriptor(msgspec.Struct, rename="camel"):
     annotations: dict[str, str] | None = None
     platform: _Platform | None = None
     urls: list[str] | None = None
+    artifact_type: str = ""
 
 
 class _Document(msgspec.Struct, rename="camel"):
@@ -209,7 +211,10 @@ def _index(document: _Document, media_type: str, what: str) -> Index:
     entries = document.manifests or []
     if len(entries) > MAX_MANIFESTS:
         raise InvalidArgument(f"{what} lists {len(entries)} manifests, more than {MAX_MANIFESTS}")
-    manifests = tuple(Entry(descriptor=_descriptor(one, what), platform=_platform(one.platform)) for one in entries)
+    manifests = tuple(
+        Entry(descriptor=_descriptor(one, what), platform=_platform(one.platform), artifact_type=one.artifact_type)
+        for one in entries
+    )
     return Index(media_type=media_type, manifests=manifests, annotations=document.annotations or {})
 
 
