@@ -55,14 +55,22 @@ class LocalDiffer:
         self._processors = processors
         self._turns = asyncio.Semaphore(parallel or os.cpu_count() or 1)
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = True) -> Descriptor:
+    async def apply(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        sync_fs: bool = True,
+        payloads: Mapping[str, bytes] | None = None,
+    ) -> Descriptor:
         steps = chain(self._processors, layer.media_type)
         async with self._turns, self._blob(layer) as blob, contextlib.AsyncExitStack() as stack:
             for step in steps:
                 result = await in_thread(_nameless, self._scratch)
                 stack.callback(os.close, result)
                 limit = self._limits.bytes
-                await run(step, media_type=layer.media_type, source=blob, target=result, limit=limit)
+                payload = (payloads or {}).get(step.id)
+                await run(step, media_type=layer.media_type, source=blob, target=result, limit=limit, payload=payload)
                 blob, layer = result, replace(layer, media_type=step.returns)
             return await apply(blob, layer, mounts, sync_fs=sync_fs, limits=self._limits)
 

@@ -34,11 +34,18 @@ class Differs:
         self._order = order
         self._stall = stall
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = True) -> Descriptor:
+    async def apply(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        sync_fs: bool = True,
+        payloads: Mapping[str, bytes] | None = None,
+    ) -> Descriptor:
         async def work(differ: Differ) -> Descriptor:
             if differ is not self._own and _is_half(mounts):
                 raise FailedPrecondition("a differ that is plugged in needs the layers below the one that it applies")
-            return await differ.apply(layer, mounts, sync_fs=sync_fs)
+            return await differ.apply(layer, mounts, sync_fs=sync_fs, payloads=payloads)
 
         return await self._first(work, layer.media_type)
 

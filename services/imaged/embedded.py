@@ -55,7 +55,14 @@ def _no_snapshotter(name: str) -> Snapshotter:
 
 
 class _NoDiffer:
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = True) -> Descriptor:
+    async def apply(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        sync_fs: bool = True,
+        payloads: Mapping[str, bytes] | None = None,
+    ) -> Descriptor:
         raise FailedPrecondition(f"layer {layer.digest} can't be applied: there is no constellation")
 
     async def diff(

@@ -1,7 +1,8 @@
 """Stream processors: programs that turn a layer of a media type that we don't know into one of a type that we do.
 
 A program reads the layer on its standard input, writes another one to its standard output, and finds the media type of
-its input in the environment, as containerd has it. It runs where imaged does, before any layer is looked at.
+its input in the environment, and what the caller has for it, a message `google.protobuf.Any`, on descriptor 3,
+as containerd has it. It runs where imaged does, before any layer is looked at.
 """
 
 import asyncio
@@ -14,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from carina.aio.finish import finish
+from carina.aio.finish import finish, settle
+from carina.aio.threads import in_thread
 from carina.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
 from carina.layer.compression import of_media_type
 
 MEDIA_TYPE_VARIABLE: Final = "STREAM_PROCESSOR_MEDIATYPE"
 _KEYS: Final = frozenset(("accepts", "returns", "path", "args", "env"))
 _COMPLAINT: Final = 4096
+_SHELL: Final = "/bin/sh"
 _LONGEST_CHAIN: Final = 8
 
 
@@ -93,7 +96,15 @@ def chain(processors: Sequence[StreamProcessor], media_type: str) -> list[Stream
             return found
 
 
-async def run(processor: StreamProcessor, *, media_type: str, source: int, target: int, limit: int) -> None:
+async def run(
+    processor: StreamProcessor,
+    *,
+    media_type: str,
+    source: int,
+    target: int,
+    limit: int,
+    payload: bytes | None = None,
+) -> None:
     """Have the program read the file `source` from its start and write to the file `target`, `limit` bytes at the most.
 
     Raises:
@@ -102,18 +113,12 @@ async def run(processor: StreamProcessor, *, media_type: str, source: int, targe
     """
     os.lseek(source, 0, os.SEEK_SET)
     what = f"stream processor {processor.id}"
-    try:
-        process = await asyncio.create_subprocess_exec(
-            processor.path,
-            *processor.args,
-            stdin=source,
-            stdout=target,
-            stderr=asyncio.subprocess.PIPE,
-            env=_environment(processor, media_type),
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise FailedPrecondition(f"{what} can't be started: {(error.strerror or '').lower()}") from error
+    with contextlib.ExitStack() as stack:
+        handed = None
+        if payload is not None:
+            handed = await in_thread(_in_memory, payload)
+            stack.callback(os.close, handed)
+        process = await _started(processor, media_type=media_type, source=source, target=target, payload=handed)
     assert process.stderr is not None
     try:
         if limit:
@@ -129,6 +134,41 @@ async def run(processor: StreamProcessor, *, media_type: str, source: int, targe
     if status:
         reason = complaint.decode("utf-8", "replace").strip().rpartition("\n")[2][-500:]
         raise FailedPrecondition(f"{what} ended with status {status}: {reason}")
+
+
+async def _started(
+    processor: StreamProcessor, *, media_type: str, source: int, target: int, payload: int | None
+) -> asyncio.subprocess.Process:
+    command = [processor.path, *processor.args]
+    if payload is not None:
+        # A descriptor is handed on under its own number: a shell makes it the one that programs look for.
+        command = [_SHELL, "-c", 'exec 3< "$0" && exec "$@"', f"/dev/fd/{payload}", *command]
+    starting = asyncio.create_subprocess_exec(
+        *command,
+        pass_fds=() if payload is None else (payload,),
+        stdin=source,
+        stdout=target,
+        stderr=asyncio.subprocess.PIPE,
+        env=_environment(processor, media_type),
+        start_new_session=True,
+    )
+    task = asyncio.create_task(starting, name=f"start stream processor {processor.id}")
+    try:
+        return await settle(task)
+    except asyncio.CancelledError:
+        # uvloop leaves a process behind whose start is cancelled.
+        if not task.cancelled() and task.exception() is None:
+            await finish(_end(task.result()))
+        raise
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise FailedPrecondition(f"stream processor {processor.id} can't be started: {reason}") from error
+
+
+def _in_memory(data: bytes) -> int:
+    descriptor = os.memfd_create("payload")
+    os.write(descriptor, data)
+    return descriptor
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

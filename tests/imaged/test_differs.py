@@ -52,7 +52,14 @@ class Takes:
         self.media_types = media_types
         self.called: list[tuple[str, context.Call]] = []
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = True) -> Descriptor:
+    async def apply(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        sync_fs: bool = True,
+        payloads: Mapping[str, bytes] | None = None,
+    ) -> Descriptor:
         return self._answer(layer.media_type)
 
     async def diff(self, *trees: Any, media_type: str = "", labels: Mapping[str, str] | None = None, **_: Any) -> Any:

@@ -2,16 +2,23 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from carina.api.google.protobuf import Any as WireAny
 from carina.content import Info
 from carina.descriptor import Descriptor
+from carina.diff.client import RemoteDiffer
+from carina.diff.server import DiffService
 from carina.digest import Digest
 from carina.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unimplemented
 from carina.layer import Limits
 from carina.layer.compression import OCI_LAYER
+from carina.rpc.client import connect
+from carina.rpc.codec import encode
+from carina.rpc.server import serve
 from imaged.differ import LocalDiffer
 from imaged.processors import MEDIA_TYPE_VARIABLE, StreamProcessor, stream_processors
 from support.layers import Layer, bind
@@ -61,6 +68,32 @@ async def test_processors_in_a_row_make_a_layer(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "scratch") == []
 
 
+async def test_a_processor_gets_its_payload(tmp_path: Path) -> None:
+    """What the caller of Apply has for a processor is on its descriptor 3, as containerd hands it over; nothing is
+    there for one that the caller does not name."""
+    (tmp_path / "tree").mkdir()
+    seen = tmp_path / "seen"
+    processors = [
+        _processor(f"cat <&3 > {seen}; " + SCRAMBLE, returns=REVERSED),
+        replace(_processor(f"[ -e /dev/fd/3 ] || echo none >> {seen}; exec cat", accepts=REVERSED), id="q"),
+    ]
+    store = MemoryContent()
+    layer = _put(store, _scrambled(Layer().file("f").bytes()), SECRET)
+    own = LocalDiffer(store, scratch=tmp_path / "scratch", processors=processors)
+    payload = encode(WireAny(type_url="carina.test/key", value=b"the key"))
+    address = f"unix://{tmp_path}/diff.sock"
+    async with serve(address, [DiffService(own)], name="imaged"):
+        channel = connect(address)
+        try:
+            await RemoteDiffer(channel).apply(
+                layer, [bind(tmp_path / "tree")], sync_fs=False, payloads={"p": payload, "other": payload}
+            )
+        finally:
+            channel.close()
+    assert seen.read_bytes() == payload + b"none\n"
+    assert os.listdir(tmp_path / "tree") == ["f"]
+
+
 async def test_types_that_no_processor_accepts_are_unimplemented(tmp_path: Path) -> None:
     """So that another differ may be tried; a ring of processors is no way either."""
     store = MemoryContent()
@@ -103,6 +136,32 @@ async def test_cancelling_ends_the_program(tmp_path: Path) -> None:
         await task
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+async def test_cancelling_at_once_leaves_no_program(tmp_path: Path) -> None:
+    """One that is being started when nobody waits any more ends as well."""
+    store = MemoryContent()
+    mark = str(tmp_path / "mark")
+    differ = LocalDiffer(store, scratch=tmp_path / "s", processors=[_processor(f": {mark}; sleep 600; :")])
+    layer = _put(store, b"x", SECRET)
+    for number in range(10):
+        task = asyncio.create_task(differ.apply(layer, [bind(tmp_path)]), name="apply")
+        await asyncio.sleep(number / 2000)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await asyncio.to_thread(_running, mark) == []
+
+
+def _running(mark: str) -> list[str]:
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if mark.encode() in Path("/proc", pid, "cmdline").read_bytes():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
 
 
 @pytest.mark.parametrize(

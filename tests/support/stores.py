@@ -257,7 +257,14 @@ class HashingDiffer:
         self._store = store
         self.applied: list[Digest] = []
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = True) -> Descriptor:
+    async def apply(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        sync_fs: bool = True,
+        payloads: Mapping[str, bytes] | None = None,
+    ) -> Descriptor:
         async with await self._store.reader(layer.digest) as reader:
             data = await reader.read(0, reader.size)
         if layer.media_type.endswith("gzip"):

@@ -9,8 +9,17 @@ from carina.mount import Mount
 
 
 class Differ(Protocol):
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = True) -> Descriptor:
+    async def apply(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        sync_fs: bool = True,
+        payloads: Mapping[str, bytes] | None = None,
+    ) -> Descriptor:
         """Apply a layer's changes to the tree of `mounts`.
+
+        `payloads` are for stream processors, by their ids: messages `google.protobuf.Any`, as bytes.
 
         Returns:
             A descriptor of the uncompressed layer: its digest is the diff id.

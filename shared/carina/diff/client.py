@@ -6,11 +6,13 @@ from datetime import datetime
 from carina.api.containerd.services.diff.v1 import ApplyRequest, DiffRequest, DiffStub
 from carina.api.containerd.types import Descriptor as WireDescriptor
 from carina.api.containerd.types import Mount as WireMount
+from carina.api.google.protobuf import Any as WireAny
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import InvalidArgument
 from carina.mount import Mount
 from carina.rpc.client import Channel
+from carina.rpc.codec import decode
 
 
 def descriptor_from_wire(wire: WireDescriptor | None) -> Descriptor:
@@ -44,8 +46,20 @@ class RemoteDiffer:
     def __init__(self, channel: Channel) -> None:
         self._stub = DiffStub(channel)
 
-    async def apply(self, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = True) -> Descriptor:
-        request = ApplyRequest(diff=descriptor_to_wire(layer), mounts=mounts_to_wire(mounts), sync_fs=sync_fs)
+    async def apply(
+        self,
+        layer: Descriptor,
+        mounts: Sequence[Mount],
+        *,
+        sync_fs: bool = True,
+        payloads: Mapping[str, bytes] | None = None,
+    ) -> Descriptor:
+        request = ApplyRequest(
+            diff=descriptor_to_wire(layer),
+            mounts=mounts_to_wire(mounts),
+            sync_fs=sync_fs,
+            payloads={id: decode(WireAny, data) for id, data in (payloads or {}).items()},
+        )
         return descriptor_from_wire((await self._stub.apply(request)).applied)
 
     async def diff(
