@@ -21,6 +21,8 @@ class Process:
     exec_id: str
     pid: int = 0
     """0 while it is not known."""
+    adopted: bool = False
+    """Whether it was there when taskd started."""
     ended: "asyncio.Future[Exit]" = field(default_factory=_future)
 
     def end(self, exit: Exit) -> None:

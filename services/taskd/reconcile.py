@@ -59,8 +59,8 @@ async def _connect(registry: Registry, outbox: Outbox, task: Task) -> None:
             return
         log.warning("task %s/%s: its shim does not answer: %s", *task.key, error)
     task.enter(Phase.LIVE)
-    registry.watch(task, "", task.pid)
+    registry.watch(task, "", task.pid).adopted = True
     for running in await outbox.running(*task.key):
         if running.exec_id:
-            registry.watch(task, running.exec_id, running.pid)
+            registry.watch(task, running.exec_id, running.pid).adopted = True
     log.info("task %s/%s: connected", *task.key)

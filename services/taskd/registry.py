@@ -205,6 +205,20 @@ class Registry:
         if await self._outbox.record(envelope, rpc.subject(envelope)):
             log.info("task %s/%s: exit of process %d reported for its shim", *task.key, exit.pid)
 
+    async def report_known(self, task: Task, exec_id: str) -> None:
+        """Report the end of a process that was there before us, so that it comes before its deletion.
+
+        The shim may have tried in vain while we were away, and tries again late or never. Of a process that began
+        under us it reports itself, and in order: its start may be on the way still.
+        """
+        process = task.processes.get(exec_id)
+        ended = process.ended if process is not None and process.adopted else None
+        if ended is None or not ended.done() or ended.cancelled() or ended.exception() is not None:
+            return
+        exit = ended.result()
+        if exit.pid:
+            await self.report(task, exit)
+
     async def dismiss(self, task: Task, exit: Exit) -> None:
         """Forget a task that its shim has deleted: end the shim, remove the bundle."""
         task.enter(Phase.GONE)

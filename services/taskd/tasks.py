@@ -92,6 +92,7 @@ class Tasks:
         return exit
 
     async def _deleted(self, task: Task, shim: Shim, exec_id: str) -> Exit:
+        await self._registry.report_known(task, exec_id)
         try:
             return await shim.delete(task.id, exec_id)
         except FailedPrecondition as error:
