@@ -113,7 +113,7 @@ class Authorizer:
         self, host: Host, realm: str, service: str, scopes: list[str], credentials: Credentials | None
     ) -> "aiohttp.client._RequestContextManager":
         own = urlsplit(realm).hostname == urlsplit(host.base).hostname
-        proxy, proxy_auth = self._proxies.between(realm)
+        proxy = self._proxies.between(realm)
         query = [("service", service)] if service else []
         if credentials and credentials.secret and not credentials.username:
             form = [*query, ("scope", " ".join(scopes)), ("client_id", "carina")]
@@ -132,7 +132,6 @@ class Authorizer:
             allow_redirects=False,
             ssl=host.tls if own else host.tls_elsewhere,
             proxy=proxy,
-            proxy_auth=proxy_auth,
         )
 
 

@@ -109,6 +109,7 @@ class Fetch:
                 descriptor,
                 lambda offset: fetcher.stream(descriptor, offset),
                 origin=fetcher.name,
+                distrust=lambda: fetcher.distrust(descriptor),
                 labels=self._source_labels(),
                 moved=lambda offset: self._tracker.moved("downloading", descriptor, offset),
             )
@@ -170,14 +171,17 @@ class Fetch:
             return data, False
         if self._fetcher is None:
             raise NotFound(f"{self._name}: content {descriptor.digest} is not there")
-        async with self._slots:
-            data = await self._fetcher.read(descriptor)
-        if len(data) != descriptor.size or Digest.of(data, descriptor.digest.algorithm) != descriptor.digest:
+        while True:
+            async with self._slots:
+                data = await self._fetcher.read(descriptor)
+            if len(data) == descriptor.size and Digest.of(data, descriptor.digest.algorithm) == descriptor.digest:
+                return data, True
+            if self._fetcher.distrust(descriptor):
+                continue
             raise DataLoss(
                 f"{self._fetcher.name}: the {len(data)} bytes of {descriptor.digest}"
                 f" are not those that its descriptor names"
             )
-        return data, True
 
     async def _keep(self, descriptor: Descriptor, data: bytes, new: bool, labels: Mapping[str, str]) -> None:
         """Store a document with its labels; one that is there already gets those that it lacks, and the lease."""

@@ -6,6 +6,7 @@ What the bytes are is checked where they are stored: by the content store, again
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from carina.descriptor import Descriptor
+from carina.digest import Digest
 from carina.errors import CarinaError, DataLoss, NotFound, Unavailable
 from carina.images import manifest
 from carina.reference import Reference
@@ -27,6 +29,7 @@ from imaged.registry import Repository
 
 PROGRESS: Final = 64 * 1024
 """Bytes after which a connection counts as one that got somewhere, so that attempts are counted anew."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,9 @@ class Fetcher:
         self.repository = repository
         self._pace = pace or Pace()
         self._slots = slots
+        self._used: dict[Digest, list[str]] = {}
+        """Hosts that gave bytes of content, as they were last read."""
+        self._wrong: dict[Digest, set[str]] = {}
 
     @property
     def reference(self) -> Reference:
@@ -75,13 +81,16 @@ class Fetcher:
             DataLoss: the registry has fewer bytes, or more, than the descriptor says.
             Unavailable, Unauthenticated, PermissionDenied, ResourceExhausted: what the last host says.
         """
-        hosts = self.repository.able("pull")
+        hosts = self._trusted(descriptor)
+        used = self._used[descriptor.digest] = []
         last: CarinaError | None = None
         for host in hosts:
             try:
                 async with aclosing(self._from(_Place(host=host), hosts, descriptor, offset)) as chunks:
                     async for chunk in chunks:
                         offset += len(chunk)
+                        if host.base not in used:
+                            used.append(host.base)
                         yield chunk
                 return
             except NotFound as error:
@@ -101,6 +110,18 @@ class Fetcher:
                 last = error
         assert last is not None
         raise last
+
+    def distrust(self, descriptor: Descriptor) -> bool:
+        used = self._used.get(descriptor.digest)
+        if not used:
+            return False
+        self._wrong.setdefault(descriptor.digest, set()).add(used[0])
+        _log.warning("%s: %s gives wrong bytes", self._name(descriptor), used[0])
+        return bool(self._trusted(descriptor))
+
+    def _trusted(self, descriptor: Descriptor) -> list[Host]:
+        wrong = self._wrong.get(descriptor.digest, set())
+        return [host for host in self.repository.able("pull") if host.base not in wrong]
 
     def _elsewhere(self, descriptor: Descriptor) -> list["_Place"]:
         """The places that a manifest names itself. They get no credentials, and are no worse than the registry."""

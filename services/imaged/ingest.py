@@ -3,7 +3,7 @@
 state of a ref       what happens
 blob is there        nothing is moved; the store notes that the lease holds it
 ingest, part         continued where it ends
-ingest, wrong bytes  aborted; once more from the start if the part was an older one
+ingest, wrong bytes  aborted; once more from the start if the part was an older one, or another host has it
 written by others    waited for
 """
 
@@ -38,17 +38,21 @@ async def ingest(
     source: Source,
     *,
     origin: str,
+    distrust: Callable[[], bool],
     labels: Mapping[str, str],
     moved: Callable[[int], None],
 ) -> bool:
     """Store what a descriptor names; False where it was there already.
+
+    Bytes that turn out wrong are fetched once more as long as `distrust` finds somewhere else to fetch them from.
 
     Raises:
         DataLoss: the bytes are not what the descriptor says; `origin` is named.
         ResourceExhausted: the disk is full.
         Unavailable: the store can't be reached, or somebody else keeps writing the same content.
     """
-    for last in (False, True):
+    suspected = False
+    while True:
         try:
             resumed = await _receive(store, descriptor, source, moved)
             return await _commit(store, descriptor, labels)
@@ -56,11 +60,12 @@ async def ingest(
             return False
         except FailedPrecondition as error:
             await discard(store, ref_key(descriptor))
-            if last or not resumed:
+            if resumed and not suspected:
+                suspected = True  # an older part may be to blame
+            elif not distrust():
                 raise DataLoss(
                     f"{origin}: the bytes of {descriptor.digest} are not those that its manifest names: {error}"
                 ) from error
-    raise AssertionError("unreachable")
 
 
 async def _commit(store: ContentStore, descriptor: Descriptor, labels: Mapping[str, str]) -> bool:

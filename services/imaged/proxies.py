@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlsplit
 
-import aiohttp
 from yarl import URL
 
 from carina.errors import InvalidArgument
@@ -34,8 +33,8 @@ class Proxies:
         exceptions = (part.strip().lower() for part in one("NO_PROXY").split(","))
         return cls(https=one("HTTPS_PROXY"), http=one("HTTP_PROXY"), exceptions=tuple(filter(None, exceptions)))
 
-    def between(self, url: str) -> tuple[URL | None, aiohttp.BasicAuth | None]:
-        """The proxy for a URL, with what it wants to know.
+    def between(self, url: str) -> URL | None:
+        """The proxy for a URL, with what it wants to know in its own.
 
         Raises:
             InvalidArgument: the environment names something that is no proxy.
@@ -44,15 +43,14 @@ class Proxies:
         text = self.https if parts.scheme == "https" else self.http
         host = parts.hostname or ""
         if not text or self._direct(host, parts.port or (443 if parts.scheme == "https" else 80)):
-            return None, None
+            return None
         try:
             proxy = URL(text if "://" in text else f"http://{text}")
         except ValueError:
             proxy = URL()
         if proxy.scheme not in ("http", "https") or not proxy.host:
             raise InvalidArgument(f"the environment's proxy for {parts.scheme} is not the URL of an http proxy")
-        auth = aiohttp.BasicAuth(proxy.user, proxy.password or "") if proxy.user else None
-        return proxy.with_user(None), auth
+        return proxy
 
     def _direct(self, host: str, port: int) -> bool:
         address = _address(host)

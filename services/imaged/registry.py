@@ -159,7 +159,7 @@ class Repository:
     async def _one(self, url: str, sending: "_Sending", host: Host) -> AsyncIterator[aiohttp.ClientResponse]:
         own = _same_origin(url, host)
         whom = f"registry {host.authority}" if own else f"{urlsplit(url).netloc}, where {host.authority} redirects to,"
-        proxy, proxy_auth = self.proxies.between(url)
+        proxy = self.proxies.between(url)
         try:
             response = await self.session.request(
                 sending.method,
@@ -169,7 +169,6 @@ class Repository:
                 allow_redirects=False,
                 ssl=host.tls if own else host.tls_elsewhere,
                 proxy=proxy,
-                proxy_auth=proxy_auth,
                 timeout=self._timeout(host, sending),
             )
         except FAILURES as error:

@@ -38,6 +38,9 @@ class Source(Protocol):
             Unavailable, Unauthenticated, PermissionDenied, ResourceExhausted: it can't be had.
         """
 
+    def distrust(self, descriptor: Descriptor) -> bool:
+        """The bytes that came are wrong: have them from elsewhere the next time. False where there is nowhere else."""
+
 
 class Destination(Protocol):
     """What content can be put into."""
