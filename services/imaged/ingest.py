@@ -28,6 +28,9 @@ BUSY_SECONDS: Final = 120.0
 STALL_SECONDS: Final = 60.0
 """How long the store may take no byte."""
 
+PROBE: Final = 1 << 20
+"""Bytes that are written to find out whether any can be."""
+
 Source = Callable[[int], AsyncGenerator[bytes, None]]
 """The bytes from an offset on."""
 
@@ -116,6 +119,9 @@ async def _receive(store: ContentStore, descriptor: Descriptor, source: Source, 
             return await _by_pipe(store, descriptor, source, moved)
         except Unimplemented:
             pass
+        except _GaveUp:
+            await _probe(store, descriptor)
+            raise
     async with await open_writer(store, descriptor) as writer:
         offset = start = writer.status.offset
         if offset > descriptor.size:
@@ -127,6 +133,19 @@ async def _receive(store: ContentStore, descriptor: Descriptor, source: Source, 
                 offset += len(chunk)
                 moved(offset)
     return start > 0
+
+
+class _GaveUp(Unavailable):
+    """A pipe does not tell why nobody reads it any more."""
+
+
+async def _probe(store: ContentStore, descriptor: Descriptor) -> None:
+    """Write and take back some bytes by messages, for the error that the store has: a full disk, for one."""
+    async with await open_writer(store, descriptor) as writer:
+        offset = writer.status.offset
+        with context.deadline(CALL_SECONDS):
+            await writer.write(bytes(PROBE))
+            await writer.truncate(offset)
 
 
 async def _by_pipe(store: DescriptorLane, descriptor: Descriptor, source: Source, moved: Callable[[int], None]) -> bool:
@@ -189,7 +208,7 @@ async def write_pipe(fd: int, data: bytes, descriptor: Descriptor) -> None:
             except TimeoutError as error:
                 raise Unavailable(f"content {descriptor.digest}: the content store takes no bytes") from error
         except BrokenPipeError as error:
-            raise Unavailable(f"content {descriptor.digest}: the content store gave up the ingest") from error
+            raise _GaveUp(f"content {descriptor.digest}: the content store gave up the ingest") from error
 
 
 async def _writable(fd: int) -> None:

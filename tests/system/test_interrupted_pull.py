@@ -81,3 +81,20 @@ def test_a_pull_goes_on_after_imaged_was_killed(constellation: Constellation, sl
     constellation.carina("pull", "--no-unpack", reference)
     assert BIG.blob.size < slow.received < BIG.blob.size + SLACK
     assert BIG.blob.digest in constellation.ctr("content", "ls", "-q").output
+
+
+@pytest.mark.root
+def test_a_full_disk_is_named_and_nothing_stays(registry: Registry) -> None:
+    """A pull that fills the disk ends with that reason, and what it had fetched is removed to make room."""
+    reference = registry.push("test/full", "1", build(layers=[layer(tar({"big": os.urandom(30_000_000)}), "")]))
+    constellation = Constellation()
+    constellation.root.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", constellation.root], check=True)
+    with constellation:
+        failed = constellation.carina("pull", "--no-unpack", reference, check=False)
+
+        assert failed.status != 0
+        assert "no space left on device" in failed.error
+        wait(lambda: constellation.ctr("content", "ls", "-q").output == "")
+        assert constellation.ctr("leases", "ls", "-q").output == ""
+        assert constellation.carina("check").output.startswith("0 findings")
