@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ async def carina(
     await asyncio.to_thread(install, tmp_path / "shims", *MODES)
     monkeypatch.setenv("SHIM_CALLS", str(tmp_path / "calls"))
     patience = getattr(request, "param", 0.4)
-    settings = {
+    settings: dict[str, Any] = {
         "start_seconds": patience,
         "create_seconds": patience,
         "call_seconds": patience,
