@@ -5,6 +5,8 @@ import contextlib
 import random
 from pathlib import Path
 
+import pytest
+
 from carina import context
 from carina.config import load
 from carina.content.client import RemoteContentStore
@@ -83,8 +85,8 @@ async def clean_up(address: str, acknowledged: dict[str, Digest]) -> None:
 
 
 async def until_empty(base: Path) -> None:
-    """Wait until the back ends have nothing, which is soon: what a crash left is settled after the start."""
-    async with asyncio.timeout(30):
+    """Wait until the back ends have nothing: what could not be removed at once is tried again half a minute later."""
+    async with asyncio.timeout(100):
         while await left(base):
             await asyncio.sleep(0.1)
 
@@ -100,6 +102,7 @@ async def left(base: Path) -> list[str]:
     return result
 
 
+@pytest.mark.timeout(150)
 def test_killed_again_and_again() -> None:
     """After each kill everything acknowledged is there, and in the end the back ends are empty."""
     acknowledged: dict[str, Digest] = {}
