@@ -35,6 +35,8 @@ UNKNOWN: Final = 255
 _CLEANUPS: Final = 16
 """Clean-ups after dead shims at the same time."""
 _LOCK_SECONDS: Final = 120.0
+_ATTEMPTS: Final = 5
+_PAUSE_SECONDS: Final = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -146,16 +148,28 @@ class Registry:
         await in_thread(task.bundle.remember_bootstrap, found)
         return await self.shim_at(task, found)
 
-    async def _reconnect(self, task: Task, bootstrap: Bootstrap) -> None:
-        try:
+    async def _regain_state(self, task: Task, bootstrap: Bootstrap) -> None:
+        """Reach the shim, and have it tell that it has the container.
+
+        A process that is killed closes its sockets one after another, so a shim that has just died may still be
+        connected to: it is asked for again.
+        """
+        for attempt in range(_ATTEMPTS):
             shim = await self.regain(task, bootstrap)
             try:
                 await shim.state(task.id, seconds=self.config.start_seconds)
+                return
             except CarinaError as error:
-                # One that only takes its time has a container that runs.
-                if isinstance(error, NotFound) or not shim.connected:
+                if isinstance(error, NotFound) or (not shim.connected and attempt == _ATTEMPTS - 1):
                     raise
-                log.warning("task %s/%s: its shim does not answer: %s", *task.key, error)
+                if shim.connected:  # One that only takes its time has a container that runs.
+                    log.warning("task %s/%s: its shim does not answer: %s", *task.key, error)
+                    return
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _reconnect(self, task: Task, bootstrap: Bootstrap) -> None:
+        try:
+            await self._regain_state(task, bootstrap)
         except CarinaError as error:
             log.warning("task %s/%s: its shim is dead (%s)", *task.key, error)
             await self.clean_up(task)
