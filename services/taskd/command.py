@@ -6,15 +6,14 @@ the output is what was in them when the command itself ended.
 """
 
 import asyncio
-import contextlib
 import os
-import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from carina.aio.finish import or_undo
+from carina.aio.children import Child
 from carina.aio.threads import in_thread
 from carina.errors import NotFound, Unavailable
 from carina.linux.errnos import translated
@@ -98,22 +97,18 @@ async def run(
         Unavailable: it took longer than `seconds`; it and what it started have been killed.
         CarinaError: it can't be executed.
     """
-    source = await in_thread(_memory, stdin) if stdin else asyncio.subprocess.DEVNULL
+    source = await in_thread(_memory, stdin) if stdin else subprocess.DEVNULL
     out, err = _Pipe(), _Pipe()
     try:
         try:
-            starting = asyncio.create_subprocess_exec(
-                str(binary),
-                *arguments,
-                cwd=directory,
-                env={**os.environ, **(environment or {})},
+            process = await Child.start(
+                [str(binary), *arguments],
+                directory=directory,
+                environment={**os.environ, **(environment or {})},
                 stdin=source,
                 stdout=out.writer,
                 stderr=err.writer,
-                start_new_session=True,
             )
-            # uvloop leaves a process behind whose start is cancelled.
-            process = await or_undo(starting, _killed)
         except FileNotFoundError as error:
             raise NotFound(f"shim {binary} can't be executed: it or its directory is not there") from error
         except OSError as error:
@@ -129,19 +124,11 @@ async def run(
         err.close()
 
 
-async def _finished(process: asyncio.subprocess.Process, what: str, seconds: float) -> int:
+async def _finished(process: Child, what: str, seconds: float) -> int:
     try:
         async with asyncio.timeout(seconds):
             return await process.wait()
     except TimeoutError as error:
         raise Unavailable(f"{what}: not finished within {seconds:g} s, killed") from error
     finally:
-        await _killed(process)
-
-
-async def _killed(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        # The group's id is the process's: it leads a session of its own, and has not been reaped.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        await process.killed()

@@ -25,7 +25,7 @@ from carina.tasks.server import TasksService
 from carina.ttrpc.server import serve as serve_events
 from taskd.config import Config
 from taskd.controllers import PluggedControllers
-from taskd.delivery import Delivery, Log
+from taskd.delivery import Delivery, Sink
 from taskd.outbox import Outbox
 from taskd.reconcile import reconcile
 from taskd.registry import Registry
@@ -63,7 +63,7 @@ class Opened:
 
 
 @contextlib.asynccontextmanager
-async def opened(config: Config, containers: ContainerStore, events: Log) -> AsyncIterator[Opened]:
+async def opened(config: Config, containers: ContainerStore, events: Sink) -> AsyncIterator[Opened]:
     """Tasks without a socket of their own; only the events of shims come in by one."""
     await in_thread(prepare, config)
     scripts = await in_thread(migrations, "taskd")

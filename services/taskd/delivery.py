@@ -16,6 +16,15 @@ class Log(Protocol):
     async def append(self, source: str, events: Sequence[Numbered]) -> Sequence[Refused]: ...
 
 
+class Sink(Log, Protocol):
+    """Where an outbox sends its events."""
+
+    @property
+    def recognises(self) -> bool:
+        """Whether an event that is sent again is taken once, also after a restart of ours."""
+        ...
+
+
 class Service(Protocol):
     """The part of `carina.events.EventService` that is needed here."""
 
@@ -23,7 +32,7 @@ class Service(Protocol):
 
 
 class Delivery:
-    """A `Log`, or containerd's Forward where the service has no log.
+    """A `Sink`: a `Log`, or containerd's Forward where the service has no log.
 
     Forward knows no numbers: an event is sent once by this process, and once more if it was about to be noted when an
     earlier one died.
@@ -33,6 +42,10 @@ class Delivery:
         self._log: Log | None = events
         self._service = service
         self._sent = ("", 0)
+
+    @property
+    def recognises(self) -> bool:
+        return self._log is not None
 
     async def append(self, source: str, events: Sequence[Numbered]) -> Sequence[Refused]:
         if self._log is not None:

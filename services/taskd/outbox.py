@@ -4,6 +4,7 @@ It also knows which tasks and processes have been reported, so that the end of e
 by its shim or, where the shim can't or didn't, by us. A second report of the same end is dropped, whoever makes it.
 
 An event is sent again if we die between its arrival there and its removal here; its source and number tell that it is.
+So its removal may wait for the next write: each of them waits for the disk, and a container's life has four events.
 """
 
 import asyncio
@@ -23,13 +24,15 @@ from carina.errors import CarinaError, InvalidArgument, ResourceExhausted
 from carina.events import Envelope, Numbered
 from carina.sqlite import Database
 from carina.typed import TypedValue
-from taskd.delivery import Log
+from taskd.delivery import Sink
 
 _BATCH: Final = 256
 _BATCH_BYTES: Final = 1 << 20
 _ROW: Final = 256
 """Bytes that an event takes beside its payload, about."""
 _FORWARD_SECONDS: Final = 10.0
+_TIDY_SECONDS: Final = 1.0
+"""Without a new event for this long, those that have arrived are removed for their own sake."""
 _RETRY_SECONDS: Final = (0.05, 5.0)
 _KEPT_SECONDS: Final = 600.0
 """How long the end of a process is remembered after its task was deleted: shims repeat themselves for some 20 s."""
@@ -81,7 +84,7 @@ class _Batch:
 
 
 class Outbox:
-    def __init__(self, database: Database, sink: Log, *, limits: Limits | None = None) -> None:
+    def __init__(self, database: Database, sink: Sink, *, limits: Limits | None = None) -> None:
         self._database = database
         self._sink = sink
         self._limits = limits or Limits()
@@ -89,6 +92,8 @@ class Outbox:
         self._more = asyncio.Event()
         self._more.set()
         self._idle = asyncio.Event()
+        self._arrived = 0
+        """The number of the last event that is forwarded and still here; 0 if there is none."""
 
     async def record(self, envelope: Envelope, subject: Subject) -> bool:
         """Keep an event, durably; False if it repeats the end of a process that was reported.
@@ -96,8 +101,10 @@ class Outbox:
         Raises:
             ResourceExhausted: too many events wait already.
         """
-        recorded = await self._database.write(lambda connection: self._record(connection, envelope, subject))
+        arrived = self._arrived
+        recorded = await self._database.write(lambda connection: self._record(connection, envelope, subject, arrived))
         faults.point("taskd.outbox.recorded")
+        self._removed(arrived)
         if recorded:
             self._idle.clear()
             self._more.set()
@@ -124,18 +131,17 @@ class Outbox:
 
     async def pending(self) -> int:
         """How many events wait to be forwarded."""
-        count: int = await self._database.read(
-            lambda connection: connection.execute("SELECT count(*) FROM events").fetchone()[0]
-        )
+        query, arrived = "SELECT count(*) FROM events WHERE number > ?", self._arrived
+        count: int = await self._database.read(lambda connection: connection.execute(query, (arrived,)).fetchone()[0])
         return count
 
     async def forward(self) -> None:
         """Forward for ever. An event that metadatad calls invalid is dropped; anything else is tried again."""
         pause = _RETRY_SECONDS[0]
         while True:
-            await self._more.wait()
+            await self._wanted()
             self._more.clear()
-            batch = await self._database.read(_batch)
+            batch = await self._next()
             if not batch.events:
                 if not self._more.is_set():
                     self._idle.set()
@@ -144,13 +150,39 @@ class Outbox:
             done = await self._deliver(batch.source, batch.events)
             if done:
                 faults.point("taskd.outbox.forwarded")
-                await self._database.write(lambda connection, done=done: _forget(connection, done))  # type: ignore[misc]
-                faults.point("taskd.outbox.dropped")
+                self._arrived = done
+                if not self._sink.recognises:
+                    await self._tidy()
             if done == batch.events[-1].number:
                 pause = _RETRY_SECONDS[0]
             else:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _RETRY_SECONDS[1])
+
+    async def _next(self) -> _Batch:
+        arrived = self._arrived
+        return await self._database.read(lambda connection: _batch(connection, arrived))
+
+    async def _wanted(self) -> None:
+        """Wait for an event; meanwhile, remove those that have arrived once no other comes."""
+        if self._arrived:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TIDY_SECONDS):
+                    await self._more.wait()
+                return
+            await self._tidy()
+        await self._more.wait()
+
+    async def _tidy(self) -> None:
+        if arrived := self._arrived:
+            await self._database.write(lambda connection: _forget(connection, arrived))
+            self._removed(arrived)
+
+    def _removed(self, number: int) -> None:
+        if number:
+            faults.point("taskd.outbox.dropped")
+        if self._arrived == number:
+            self._arrived = 0
 
     async def _deliver(self, source: str, events: Sequence[Numbered]) -> int:
         """Returns the number of the last one that is done with; 0 if none is."""
@@ -185,8 +217,10 @@ class Outbox:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
+        await self._tidy()
 
-    def _record(self, connection: sqlite3.Connection, envelope: Envelope, subject: Subject) -> bool:
+    def _record(self, connection: sqlite3.Connection, envelope: Envelope, subject: Subject, arrived: int) -> bool:
+        _forget(connection, arrived)
         position = self._room(connection) + len(envelope.event.value) + _ROW
         if not _note(connection, subject):
             return False
@@ -219,10 +253,11 @@ def _forget(connection: sqlite3.Connection, number: int) -> None:
     connection.execute("DELETE FROM events WHERE number <= ?", (number,))
 
 
-def _batch(connection: sqlite3.Connection) -> _Batch:
+def _batch(connection: sqlite3.Connection, after: int) -> _Batch:
     rows = connection.execute(
-        "SELECT number, source, timestamp, namespace, topic, type_url, value FROM events ORDER BY number LIMIT ?",
-        (_BATCH,),
+        "SELECT number, source, timestamp, namespace, topic, type_url, value FROM events WHERE number > ? "
+        "ORDER BY number LIMIT ?",
+        (after, _BATCH),
     )
     source, size = "", 0
     events: list[Numbered] = []

@@ -58,6 +58,7 @@ class Events:
     def __init__(self) -> None:
         self.seen: list[Envelope] = []
         self.failing = False
+        self.recognises = True
         self._taken: dict[str, int] = {}
 
     async def append(self, source: str, events: Sequence[Numbered]) -> Sequence[Refused]:

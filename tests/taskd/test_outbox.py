@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from carina.rpc.client import connect
 from carina.sqlite import open_database
 from carina.sqlite.migrations import migrations
 from carina.typed import TypedValue
-from taskd.delivery import Delivery, Log
+from taskd.delivery import Delivery
 from taskd.outbox import Kind, Limits, Outbox, Subject
 from taskd.rpc import forward_event
 
@@ -151,6 +152,7 @@ class Sink:
         self.calls: list[tuple[str, list[int]]] = []
         self.seen: list[str] = []
         self.failures: list[CarinaError] = []
+        self.recognises = True
 
     async def append(self, source: str, events: Sequence[Numbered]) -> Sequence[Refused]:
         self.calls.append((source, [one.number for one in events]))
@@ -171,13 +173,19 @@ class Sink:
 
 
 @contextlib.asynccontextmanager
-async def opened(directory: Path, sink: Log, **limits: int) -> AsyncIterator[Outbox]:
+async def opened(directory: Path, sink: Sink | Delivery, **limits: int) -> AsyncIterator[Outbox]:
     schema = await in_thread(migrations, "taskd")
     async with open_database(directory / "outbox.db", schema) as database:
         yield Outbox(database, sink, limits=Limits(**limits))
 
 
 async def forwarded(outbox: Outbox) -> None:
+    """Forward until nothing waits, and is kept no more."""
+    await delivered(outbox)
+    await outbox.flush(0.01)
+
+
+async def delivered(outbox: Outbox) -> None:
     """Forward until nothing waits."""
     async with asyncio.TaskGroup() as group:
         forwarding = group.create_task(outbox.forward())
@@ -185,6 +193,34 @@ async def forwarded(outbox: Outbox) -> None:
             while await outbox.pending():
                 await asyncio.sleep(0.005)
         forwarding.cancel()
+
+
+async def test_what_has_arrived_is_removed_by_the_next_write_or_soon(tmp_path: Path) -> None:
+    """An event that has arrived needs no write of its own while others come, and does not stay when none comes."""
+    sink = Sink()
+    async with opened(tmp_path, sink) as outbox:
+        await outbox.record(envelope("/a"), OTHER)
+        await delivered(outbox)
+        await outbox.record(envelope("/b"), OTHER)
+        await delivered(outbox)
+        kept = await _rows(tmp_path)
+        async with asyncio.TaskGroup() as group:
+            forwarding = group.create_task(outbox.forward())
+            async with asyncio.timeout(30):
+                while await _rows(tmp_path):
+                    await asyncio.sleep(0.05)
+            forwarding.cancel()
+
+        assert kept == ["/b"]
+    assert sink.seen == ["/a", "/b"]
+
+
+async def _rows(directory: Path) -> list[str]:
+    def read() -> list[str]:
+        with contextlib.closing(sqlite3.connect(directory / "outbox.db")) as connection:
+            return [topic for (topic,) in connection.execute("SELECT topic FROM events ORDER BY number")]
+
+    return await in_thread(read)
 
 
 async def test_what_is_sent_again_has_the_same_numbers(tmp_path: Path) -> None:
