@@ -19,6 +19,7 @@ from carina.diff.server import DiffService
 from carina.errors import CarinaError
 from carina.images.client import RemoteImageStore
 from carina.introspection.client import RemoteIntrospection
+from carina.layer.workers import Workers
 from carina.leases.client import RemoteLeaseManager
 from carina.namespaces.client import RemoteNamespaceStore
 from carina.rpc.client import Channel, connect
@@ -48,7 +49,10 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         metadata = stack.enter_context(contextlib.closing(connect(config.metadata)))
         plugged = stack.enter_context(contextlib.closing(Plugged(RemoteBackendRegistry(metadata), "diff")))
         content = RemoteContentStore(metadata)
-        own = LocalDiffer(content, scratch=scratch, limits=config.limits, processors=config.stream_processors)
+        workers = await stack.enter_async_context(Workers())
+        own = LocalDiffer(
+            content, scratch=scratch, limits=config.limits, processors=config.stream_processors, workers=workers
+        )
         differ = Differs(own, plugged, order=config.differs, stall=config.stall_timeout)
         transfers = Transfers(
             Stores(
@@ -64,6 +68,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
                 capabilities=_capabilities(metadata),
                 sync_fs=config.sync_fs,
                 verifiers=config.verifiers,
+                workers=workers,
             ),
             config_path=config.config_path,
             retry=Retry(attempts=config.attempts),

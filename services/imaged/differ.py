@@ -26,6 +26,7 @@ from carina.labels import UNCOMPRESSED
 from carina.layer import Limits
 from carina.layer.compression import OCI_LAYER_GZIP, of_output
 from carina.layer.process import Written, apply, diff
+from carina.layer.workers import Workers
 from carina.linux.errnos import translated
 from carina.mount import Mount
 from imaged.processors import StreamProcessor, chain, run
@@ -38,7 +39,10 @@ _PIECE: Final = 1 << 20
 
 
 class LocalDiffer:
-    """`carina.diff.Differ` on this machine, with the content of `store`. `scratch` is a directory of its own."""
+    """`carina.diff.Differ` on this machine, with the content of `store`. `scratch` is a directory of its own.
+
+    Without `workers`, which are its opener's to close, each layer has an interpreter started for it.
+    """
 
     def __init__(
         self,
@@ -48,11 +52,13 @@ class LocalDiffer:
         limits: Limits | None = None,
         parallel: int | None = None,
         processors: Sequence[StreamProcessor] = (),
+        workers: Workers | None = None,
     ) -> None:
         self._store = store
         self._scratch = scratch
         self._limits = limits or Limits()
         self._processors = processors
+        self._workers = workers
         self._turns = asyncio.Semaphore(parallel or os.cpu_count() or 1)
 
     async def apply(
@@ -72,7 +78,7 @@ class LocalDiffer:
                 payload = (payloads or {}).get(step.id)
                 await run(step, media_type=layer.media_type, source=blob, target=result, limit=limit, payload=payload)
                 blob, layer = result, replace(layer, media_type=step.returns)
-            return await apply(blob, layer, mounts, sync_fs=sync_fs, limits=self._limits)
+            return await apply(blob, layer, mounts, sync_fs=sync_fs, limits=self._limits, workers=self._workers)
 
     async def diff(
         self,
@@ -88,7 +94,14 @@ class LocalDiffer:
         ref = ref or f"diff-{secrets.token_hex(16)}"
         try:
             async with self._turns, self._ingest(ref) as output:
-                written = await diff(output, lower, upper, media_type=media_type, source_date_epoch=source_date_epoch)
+                written = await diff(
+                    output,
+                    lower,
+                    upper,
+                    media_type=media_type,
+                    source_date_epoch=source_date_epoch,
+                    workers=self._workers,
+                )
             await self._commit(ref, written, {**(labels or {}), **_uncompressed(kind, written)})
         except BaseException:
             await finish(self._abort(ref))

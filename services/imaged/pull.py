@@ -24,6 +24,7 @@ from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound,
 from carina.images import Image, ImageStore
 from carina.images.manifest import Config, Manifest
 from carina.labels import GC_EXPIRE
+from carina.layer.workers import Workers
 from carina.leases import Lease, LeaseManager
 from carina.platforms import Matcher, host
 from carina.snapshots import Snapshotter
@@ -67,12 +68,16 @@ class Stores:
     verifiers: Verifiers | None = None
     """Who is asked before anything of an image is fetched."""
     pace: Pace = field(default_factory=Pace)
+    workers: Workers | None = None
+    """The differ's, told ahead when layers will come."""
 
 
 async def pull(stores: Stores, resolver: Resolver, into: Store, *, tracker: Tracker) -> list[Image]:
     """Resolve, fetch, unpack, record. The errors are those of `carina.transfer.Transfer.pull`."""
     reference = resolver.reference
     origin = resolver.title
+    if into.unpacks and stores.workers is not None:
+        stores.workers.expect()
     async with lease(stores.leases, f"pull {reference}"):
         tracker.say(f"Resolving from {origin}")
         root = await resolver.resolve()

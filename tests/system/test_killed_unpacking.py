@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from carina.layer.worker import NAME
 from support.constellation import BIN, Constellation
 from support.image import build, layer, tar
 from support.registry import Registry
@@ -77,7 +78,7 @@ def _left(own: Constellation, workers: set[int]) -> list[str]:
 
 def _is_worker(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return b"carina.layer.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/comm").read_text().strip() == NAME
     return False
 
 

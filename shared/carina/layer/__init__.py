@@ -5,9 +5,10 @@
     apply.py        entries to a tree, through directory descriptors only
     compare.py      two trees to changes;  writer.py  changes to a tar stream
     worker.py       the process that does either, confined to the tree;  broker.py  its trusted parent
-    process.py      starts workers: what other packages call
+    nursery.py      the process that workers are forked from;  workers.py  starts both
+    process.py      layers by workers: what other packages call
 
-Everything but `process` runs in the worker and stays cheap to import.
+Everything but `process` and `workers` runs in the worker and stays cheap to import.
 """
 
 from typing import Final, NamedTuple

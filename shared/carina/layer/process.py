@@ -1,29 +1,23 @@
-"""Starting workers, which apply and make layers: one process for each, gone with its caller.
+"""Layers applied and made by workers: one process for each, gone with its caller.
 
 A worker that is not waited for any more is killed; what it mounted ends with its namespace.
+Whoever has many layers gives `workers`, which start faster than a process that is started for one layer alone.
 """
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import carina
 from carina import errors
-from carina.aio.finish import finish, settle
 from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.layer import IMPLIED, Limits
 from carina.layer.compression import OCI_LAYER, of_media_type, of_output
+from carina.layer.workers import DESCRIPTOR, Workers
 from carina.mount import Mount
 
-_MAIN: Final = "import sys; sys.path[:] = sys.argv[1:]; from carina.layer.worker import main; main()"
 _NO_LIMITS: Final = Limits()
-_PIECE: Final = 64 << 10
 
 
 class Written(NamedTuple):
@@ -37,7 +31,13 @@ class Written(NamedTuple):
 
 
 async def apply(
-    blob: int, layer: Descriptor, mounts: Sequence[Mount], *, sync_fs: bool = True, limits: Limits = _NO_LIMITS
+    blob: int,
+    layer: Descriptor,
+    mounts: Sequence[Mount],
+    *,
+    sync_fs: bool = True,
+    limits: Limits = _NO_LIMITS,
+    workers: Workers | None = None,
 ) -> Descriptor:
     """Apply the layer in the file that `blob` is open on (for reading) to the tree of `mounts`.
 
@@ -50,13 +50,13 @@ async def apply(
     """
     request = {
         "verb": "apply",
-        "blob": blob,
+        "blob": DESCRIPTOR,
         "kind": of_media_type(layer.media_type),
         "limits": limits._asdict(),
         "sync": sync_fs,
         **_place(mounts),
     }
-    result = await _run(request, descriptor=blob, what=f"layer {layer.digest}")
+    result = await _run(request, descriptor=blob, what=f"layer {layer.digest}", workers=workers)
     return Descriptor(
         media_type=OCI_LAYER,
         digest=Digest(result["digest"]),
@@ -65,7 +65,9 @@ async def apply(
     )
 
 
-async def inherit(paths: Sequence[str], mounts: Sequence[Mount], below: Sequence[Mount]) -> None:
+async def inherit(
+    paths: Sequence[str], mounts: Sequence[Mount], below: Sequence[Mount], *, workers: Workers | None = None
+) -> None:
     """Give directories of the upper directory of `mounts` the owner, mode and attributes they have in `below`.
 
     `below` are the mounts of what the layer is put on: an overlay of lower directories, or one bind.
@@ -78,7 +80,11 @@ async def inherit(paths: Sequence[str], mounts: Sequence[Mount], below: Sequence
     lowers = [below[0].source] if len(below) == 1 and below[0].type == "bind" else _place(below)["lowers"]
     if place["form"] != "overlay" or not lowers:
         raise errors.FailedPrecondition("directories can only be inherited from the layers of an overlay")
-    await _run({"verb": "inherit", **place, "lowers": lowers, "paths": list(paths)}, what="the inherited directories")
+    await _run(
+        {"verb": "inherit", **place, "lowers": lowers, "paths": list(paths)},
+        what="the inherited directories",
+        workers=workers,
+    )
 
 
 async def diff(
@@ -88,6 +94,7 @@ async def diff(
     *,
     media_type: str = "",
     source_date_epoch: datetime | None = None,
+    workers: Workers | None = None,
 ) -> Written:
     """Write what `upper` changes on `lower` as a layer to the descriptor `output`.
 
@@ -99,13 +106,13 @@ async def diff(
     """
     request = {
         "verb": "diff",
-        "output": output,
+        "output": DESCRIPTOR,
         "kind": of_output(media_type),
         "lower": _plain(lower),
         "upper": _plain(upper),
         "source_date_epoch": None if source_date_epoch is None else int(source_date_epoch.timestamp()) * 1_000_000_000,
     }
-    result = await _run(request, descriptor=output, what="the difference of two trees")
+    result = await _run(request, descriptor=output, what="the difference of two trees", workers=workers)
     return Written(Digest(result["digest"]), int(result["size"]), Digest(result["uncompressed"]))
 
 
@@ -138,56 +145,21 @@ def _plain(mounts: Sequence[Mount]) -> list[tuple[str, str, str, list[str]]]:
     return [(mount.type, mount.source, mount.target, list(mount.options)) for mount in mounts]
 
 
-def _paths() -> list[str]:
-    """What a worker may import from: this package, the standard library, and where the compression modules are."""
-    own = Path(carina.__file__).parent.parent
-    import isal
-
-    outside = Path(isal.__file__).parent.parent
-    return [str(own), *(path for path in sys.path if path and not path.endswith("site-packages")), str(outside)]
-
-
-async def _run(request: Mapping[str, Any], *, descriptor: int | None = None, what: str) -> dict[str, Any]:
-    process = await _started(() if descriptor is None else (descriptor,))
-    text = json.dumps({**request, "parent": os.getpid()}).encode()
+async def _run(
+    request: Mapping[str, Any], *, descriptor: int | None = None, what: str, workers: Workers | None
+) -> dict[str, Any]:
+    if workers is None:
+        async with Workers() as own:
+            return await _run(request, descriptor=descriptor, what=what, workers=own)
+    answer = await workers.run(json.dumps(request).encode(), descriptor)
     try:
-        output, complaint = await process.communicate(text)
-    except BaseException:
-        await finish(_killed(process))
-        raise
-    try:
-        result: dict[str, Any] = json.loads(output)
+        result: dict[str, Any] = json.loads(answer.output)
     except ValueError:
-        last = complaint.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise errors.Internal(f"{what}: the worker ended with status {process.returncode}: {last[-500:]}") from None
+        last = answer.complaint.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise errors.Internal(f"{what}: the worker ended before its work was done: {last[-500:]}") from None
     if "error" in result:
         raise _error(result)
     return result
-
-
-async def _started(descriptors: Sequence[int]) -> asyncio.subprocess.Process:
-    starting = asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-S",
-        "-c",
-        _MAIN,
-        *_paths(),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=tuple(descriptors),
-        start_new_session=True,
-        env={},  # what is in ours is no concern of a process that reads what strangers wrote
-    )
-    task = asyncio.create_task(starting, name="start worker")
-    try:
-        return await settle(task)
-    except asyncio.CancelledError:
-        # uvloop leaves a process behind whose start is cancelled.
-        if not task.cancelled() and task.exception() is None:
-            await finish(_killed(task.result()))
-        raise
 
 
 def _error(result: Mapping[str, Any]) -> errors.CarinaError:
@@ -196,18 +168,3 @@ def _error(result: Mapping[str, Any]) -> errors.CarinaError:
         kind = errors.Internal
     found: errors.CarinaError = kind(str(result["text"]))
     return found
-
-
-async def _killed(process: asyncio.subprocess.Process) -> None:
-    """End a worker; its child, which the kernel kills with it, is gone too when this returns."""
-    try:
-        process.kill()
-    except ProcessLookupError:
-        pass
-    await process.wait()
-    assert process.stdout is not None
-    assert process.stderr is not None
-    for stream in (process.stdout, process.stderr):
-        # Both processes hold these: they end with the last one.
-        while await stream.read(_PIECE):
-            pass

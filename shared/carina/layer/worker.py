@@ -1,4 +1,4 @@
-"""The process that applies or makes one layer: `main` runs in a fresh interpreter, started by `process.py`.
+"""The process that applies or makes one layer: `main` runs in a fork of the nursery, which nothing else has run in.
 
 The process gets a request in JSON on standard input and writes one line of result to standard output.
 It enters a mount namespace of its own, so that whatever it mounts ends with it.
@@ -26,6 +26,8 @@ from carina.layer.tar import Reader
 from carina.linux import confine, seccomp
 from carina.linux.libc import call
 
+NAME: Final = "carina-layer"
+"""What process lists call a worker."""
 _PLACE: Final = "/sys"
 """Covered by an empty file system, in the private namespace, to mount trees in: no layer or snapshot is below it."""
 _APPLIER: Final = (
@@ -47,12 +49,13 @@ _MAX_IMPLIED: Final = 16 << 10
 """Characters of the paths of implied directories, six bytes each at the most, which go through the channel at once."""
 
 
-def main() -> None:
+def main(parent: int) -> None:
     """Do what the request on standard input says, and leave without the interpreter's ceremony."""
-    request = json.loads(sys.stdin.buffer.read())
-    confine.die_with_parent(request["parent"])
+    confine.die_with_parent(parent)
+    confine.set_name(NAME)
     os.umask(0)
     try:
+        request = json.loads(sys.stdin.buffer.read())
         result = {"apply": _apply, "diff": _diff, "inherit": _inherit}[request["verb"]](request)
     except BaseException as error:  # the process that started this one raises it
         result = _failure(error)

@@ -20,6 +20,7 @@ SETFCAP: Final = 31
 """Numbers of capabilities(7)."""
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CLONE_NEWIPC: Final = 0x08000000
@@ -32,6 +33,11 @@ def die_with_parent(parent: int) -> None:
     call("prctl", _PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def set_name(name: str) -> None:
+    """The name of this process, as proc_pid_comm(5) has it; 15 bytes at the most."""
+    call("prctl", _PR_SET_NAME, ctypes.create_string_buffer(name.encode()), 0, 0, 0)
 
 
 def leave_network() -> None:
