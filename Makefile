@@ -11,7 +11,7 @@ CACHE := .cache-$(shell id -u)
 export RUFF_CACHE_DIR := $(CACHE)/ruff
 export MYPY_CACHE_DIR := $(CACHE)/mypy
 
-.PHONY: help setup packages fmt lint types imports test check demo bench protos check-protos up down clean
+.PHONY: help setup packages clients fmt lint types imports test check demo bench protos check-protos up down clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -27,6 +27,9 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	@$(PIP) -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+clients: ## newer clients to test with (containerd 2.x, Docker 28), from another suite of Debian, into .clients
+	@deploy/install-clients .clients
 
 fmt: setup ## format the code
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -92,6 +92,7 @@ class Outbox:
         self._more = asyncio.Event()
         self._more.set()
         self._idle = asyncio.Event()
+        self._deletions: dict[tuple[str, str], list[asyncio.Event]] = {}
         self._arrived = 0
         """The number of the last event that is forwarded and still here; 0 if there is none."""
 
@@ -105,6 +106,9 @@ class Outbox:
         recorded = await self._database.write(lambda connection: self._record(connection, envelope, subject, arrived))
         faults.point("taskd.outbox.recorded")
         self._removed(arrived)
+        if subject.kind is Kind.DELETE and not subject.exec_id:
+            for waiting in self._deletions.get((subject.namespace, subject.id), ()):
+                waiting.set()
         if recorded:
             self._idle.clear()
             self._more.set()
@@ -122,6 +126,23 @@ class Outbox:
         return await self._database.read(
             lambda connection: connection.execute(query, (namespace, id)).fetchone() is not None
         )
+
+    async def deleted(self, namespace: str, id: str, seconds: float) -> bool:
+        """Whether the task was reported to be deleted within `seconds`, if it was reported to be created at all."""
+        deleted = asyncio.Event()
+        waiting = self._deletions.setdefault((namespace, id), [])
+        waiting.append(deleted)
+        try:
+            if await self.exists(namespace, id):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await deleted.wait()
+                        return True
+            return not await self.exists(namespace, id)
+        finally:
+            waiting.remove(deleted)
+            if not waiting:
+                self._deletions.pop((namespace, id), None)
 
     async def running(self, namespace: str, id: str) -> Sequence[Running]:
         """The processes of a task that have not been reported to have ended."""

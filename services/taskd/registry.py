@@ -35,6 +35,8 @@ UNKNOWN: Final = 255
 _CLEANUPS: Final = 16
 """Clean-ups after dead shims at the same time."""
 _LOCK_SECONDS: Final = 120.0
+_TELL_SECONDS: Final = 5.0
+"""How long a shim that has deleted its last task may take to tell of it."""
 _ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.1
 
@@ -238,13 +240,28 @@ class Registry:
         task.enter(Phase.GONE)
         if task.shim is not None:
             task.shim.tasks.discard(task.key)
+            # One that is asked to end may forget what it was about to tell (containerd's since 2.0).
+            told = bool(task.shim.tasks) or await self._outbox.deleted(*task.key, _TELL_SECONDS)
             await task.shim.shutdown(task.id)
+            if not told:
+                await self._tell(task, exit)
         self.leave_shim(task)
         task.release(exit)
         try:
             await in_thread(task.bundle.remove)
         finally:
             self._forget(task)
+
+    async def _tell(self, task: Task, exit: Exit) -> None:
+        """Report the end and the deletion of a task whose shim has ended without doing it."""
+        log.warning("task %s/%s: its shim has not told of its deletion", *task.key)
+        if exit.pid:
+            await self.report(task, exit)
+        await self._tell_deletion(task, exit)
+
+    async def _tell_deletion(self, task: Task, exit: Exit) -> None:
+        envelope = rpc.delete_event(*task.key, exit)
+        await self._outbox.record(envelope, rpc.subject(envelope))
 
     def _forget(self, task: Task) -> None:
         if self.tasks.get(task.key) is task:
@@ -275,8 +292,7 @@ class Registry:
                     await self.report(task, replace(exit, exec_id=running.exec_id, pid=running.pid))
             if exit.pid:
                 await self.report(task, exit)
-            envelope = rpc.delete_event(*task.key, exit)
-            await self._outbox.record(envelope, rpc.subject(envelope))
+            await self._tell_deletion(task, exit)
         task.enter(Phase.GONE)
         task.release(exit)
         try:

@@ -41,7 +41,7 @@ async def remote(path: Path, *, lane: bool = True) -> AsyncIterator[RemoteConten
 
 
 @contextlib.contextmanager
-def containerd(path: Path, *, sharing: str = "shared") -> Iterator[str]:
+def containerd(path: Path, *, sharing: str = "shared", program: str = "containerd") -> Iterator[str]:
     """A containerd of its own, with nothing but metadata and content; its address."""
     config = path / "config.toml"
     config.write_text(
@@ -56,7 +56,7 @@ def containerd(path: Path, *, sharing: str = "shared") -> Iterator[str]:
         f'[grpc]\n  address = "{path}/d.sock"\n[ttrpc]\n  address = "{path}/d.sock.ttrpc"\n'
     )
     with (path / "log").open("wb") as log:
-        process = subprocess.Popen(["containerd", "--config", str(config)], stdout=log, stderr=log)
+        process = subprocess.Popen([program, "--config", str(config)], stdout=log, stderr=log)
         try:
             limit = time.monotonic() + 15
             while b"containerd successfully booted" not in (path / "log").read_bytes():

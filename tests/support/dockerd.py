@@ -23,8 +23,17 @@ def missing() -> str:
 class Dockerd:
     """No bridge, no packet filter, nothing outside of the constellation's directory but control groups."""
 
-    def __init__(self, constellation: Constellation) -> None:
+    def __init__(
+        self,
+        constellation: Constellation,
+        *,
+        program: str = "dockerd",
+        settings: str = "{}",
+        client: Path | None = None,
+    ) -> None:
+        """`settings` are those of `daemon.json`, `client` the directory of the client's configuration."""
         self._constellation = constellation
+        self._program, self._settings, self._client = program, settings, client
         self._directory = constellation.directory / "docker"
         self._directory.mkdir()
         self._log = self._directory / "log"
@@ -42,14 +51,14 @@ class Dockerd:
     def start(self) -> None:
         directory = self._directory
         command = [
-            *("dockerd", "--containerd", str(self._constellation.socket), "--host", self.host),
+            *(self._program, "--containerd", str(self._constellation.socket), "--host", self.host),
             *("--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")),
             *("--pidfile", str(directory / "pid"), "--cgroup-parent", f"/{self._group}"),
             *("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--live-restore"),
             *("--containerd-namespace", self.namespace, "--containerd-plugins-namespace", f"{self.namespace}-plugins"),
         ]
         configuration = directory / "daemon.json"
-        configuration.write_text("{}")
+        configuration.write_text(self._settings)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--config-file", str(configuration)],
@@ -70,7 +79,8 @@ class Dockerd:
         self._process.wait()
 
     def command(self, *arguments: str) -> list[str]:
-        return ["docker", "--host", self.host, *arguments]
+        settings = [] if self._client is None else ["--config", str(self._client)]
+        return ["docker", *settings, "--host", self.host, *arguments]
 
     def docker(self, *arguments: str, check: bool = True, stdin: bytes = b"") -> Result:
         done = subprocess.run(self.command(*arguments), input=stdin, capture_output=True, timeout=60, check=False)

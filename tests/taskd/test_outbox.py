@@ -223,6 +223,21 @@ async def _rows(directory: Path) -> list[str]:
     return await in_thread(read)
 
 
+async def test_a_deletion_can_be_waited_for(tmp_path: Path) -> None:
+    """Whoever ends a shim waits for what it has to tell of a task, unless nothing was ever told of it."""
+    created = Subject(kind=Kind.CREATE, namespace="n", id="a", pid=1)
+    deleted = Subject(kind=Kind.DELETE, namespace="n", id="a", pid=1)
+    async with opened(tmp_path, Sink()) as outbox:
+        assert await outbox.deleted("n", "a", 0.0)
+        await outbox.record(envelope("/tasks/create"), created)
+        assert not await outbox.deleted("n", "a", 0.05)
+        async with asyncio.TaskGroup() as group:
+            waiting = group.create_task(outbox.deleted("n", "a", 30.0))
+            await asyncio.sleep(0.05)
+            await outbox.record(envelope("/tasks/delete"), deleted)
+        assert waiting.result()
+
+
 async def test_what_is_sent_again_has_the_same_numbers(tmp_path: Path) -> None:
     """What goes out again has the same source and numbers; what is new after a restart has another source."""
     sink = Sink()
