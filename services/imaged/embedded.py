@@ -1,21 +1,25 @@
-"""Transfers in the process of whoever wants them: on stores that the caller has, without a service and without rights.
+"""Transfers and layers in the process of whoever wants them: on stores that the caller has, whatever these are.
 
-Nothing is unpacked: that takes a snapshotter, and mounting. Nothing is collected either, so there are no leases.
+Without a snapshotter nothing is unpacked, and no right is needed. Without leases nothing is taken to be collected.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from carina import config as constellation
 from carina.content import ContentStore
 from carina.descriptor import Descriptor
+from carina.diff import Differ
 from carina.errors import FailedPrecondition
 from carina.images import ImageStore
+from carina.leases import LeaseManager
 from carina.mount import Mount
 from carina.snapshots import Snapshotter
 from imaged.config import Config
+from imaged.differ import LocalDiffer
 from imaged.fetcher import Pace
 from imaged.patience import Retry
 from imaged.proxies import Proxies
@@ -28,14 +32,28 @@ def configured() -> Config:
     return Config.of(constellation.load())
 
 
-def transfers(content: ContentStore, images: ImageStore, config: Config | None = None) -> Transfers:
+def differ(content: ContentStore) -> LocalDiffer:
+    """A differ on `content`. Applying layers takes the right to mount."""
+    return LocalDiffer(content, scratch=Path(tempfile.gettempdir()))
+
+
+def transfers(
+    content: ContentStore,
+    images: ImageStore,
+    config: Config | None = None,
+    *,
+    snapshotter: Callable[[str], Snapshotter] | None = None,
+    differ: Differ | None = None,
+    leases: LeaseManager | None = None,
+) -> Transfers:
     """Without a configuration the defaults hold, and no file is read."""
     config = config or Config(root=Path(), address="", metadata="")
     stores = Stores(
         content=content,
         images=images,
-        snapshotter=_no_snapshotter,
-        differ=_NoDiffer(),
+        snapshotter=snapshotter or _no_snapshotter,
+        differ=differ or _NoDiffer(),
+        leases=leases,
         downloads=config.max_concurrent_downloads,
         uploads=config.max_concurrent_uploaded_layers,
         pace=Pace(piece=config.concurrent_layer_fetch_buffer, floor=config.minimum_rate),

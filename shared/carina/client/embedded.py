@@ -16,6 +16,7 @@ from carina.errors import Unavailable
 if TYPE_CHECKING:
     from carina.client.client import Client
     from carina.content import ContentStore
+    from carina.diff import Differ
     from carina.images import ImageStore
     from carina.transfer import Transfer
 
@@ -37,9 +38,18 @@ async def embedded(directory: Path) -> AsyncIterator["Client"]:
             yield client
 
 
-def transfers(content: "ContentStore", images: "ImageStore", config: Any = None) -> "Transfer":
-    """Transfers between registries, archives and these stores, made by this process."""
-    made: Transfer = _load("imaged.embedded").transfers(content, images, config)
+def transfers(content: "ContentStore", images: "ImageStore", config: Any = None, **stores: Any) -> "Transfer":
+    """Transfers between registries, archives and these stores, made by this process.
+
+    `stores` are `snapshotter` (a function from names), `differ` and `leases`, where images are unpacked or collected.
+    """
+    made: Transfer = _load("imaged.embedded").transfers(content, images, config, **stores)
+    return made
+
+
+def differ(content: "ContentStore") -> "Differ":
+    """A differ in this process, whose layers are in `content`. Applying takes root: it mounts."""
+    made: Differ = _load("imaged.embedded").differ(content)
     return made
 
 

@@ -1,10 +1,12 @@
 """What an image holds, read from the content store, and its layers made into snapshots."""
 
+import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from carina import labels, platforms
+from carina.aio.finish import finish, or_undo
 from carina.content import ContentStore, Info
 from carina.descriptor import Descriptor
 from carina.diff import Differ
@@ -146,14 +148,15 @@ async def _apply(
     snapshotter: Snapshotter, differ: Differ, layer: Descriptor, diff_id: Digest, chain: Digest, parent: str
 ) -> None:
     key = f"extract-{secrets.token_hex(8)} {chain}"
-    mounts = await snapshotter.prepare(key, parent)
+    mounts = await or_undo(snapshotter.prepare(key, parent), lambda _: snapshotter.remove(key))
     try:
         applied = await differ.apply(layer, mounts)
         if applied.digest != diff_id:
             raise DataLoss(f"layer {layer.digest} unpacks to {applied.digest}, the image says {diff_id}")
-        await snapshotter.commit(chain, key)
-    except AlreadyExists:
-        await snapshotter.remove(key)
-    except BaseException:
-        await snapshotter.remove(key)
-        raise
+        # To its end even if nobody waits for it any more: what is cut off may have happened or not.
+        await finish(snapshotter.commit(chain, key))
+    except BaseException as error:
+        with contextlib.suppress(NotFound):
+            await finish(snapshotter.remove(key))
+        if not isinstance(error, AlreadyExists):
+            raise

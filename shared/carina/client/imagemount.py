@@ -11,7 +11,6 @@ from carina import context, labels
 from carina.aio.threads import in_thread
 from carina.client.client import Client
 from carina.client.image import describe, unpack
-from carina.diff.client import RemoteDiffer
 from carina.errors import NotFound
 from carina.images import Image
 from carina.leases import Lease
@@ -48,7 +47,7 @@ async def mount_image(
     try:
         with context.within(lease=key):
             described = await describe(client.content, image, Matcher.only(platform))
-            top = await unpack(client.content, found, RemoteDiffer(client.channel), described, name=name)
+            top = await unpack(client.content, found, client.diff, described, name=name)
             prepare = found.prepare if writable else found.view
             mounts = await prepare(key, top, dict(snapshot_labels or {}))
         try:

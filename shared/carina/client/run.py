@@ -4,18 +4,17 @@ import contextlib
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from carina import context, labels
-from carina.aio.finish import or_undo
+from carina.aio.finish import finish, or_undo
 from carina.aio.threads import in_thread
 from carina.client.client import Client
 from carina.client.image import describe, unpack
 from carina.containers import Container
-from carina.diff.client import RemoteDiffer
 from carina.errors import CarinaError, NotFound
 from carina.images import Image
 from carina.images.manifest import Config
@@ -49,24 +48,32 @@ class Wish:
     options: oci.Options = field(default_factory=oci.Options)
 
 
+def wish(id: str, args: Sequence[str], options: oci.Options | None, **more: Any) -> Wish:
+    """A wish in the words of `Client.create_container`; what is None or empty there is left out."""
+    wanted = options or oci.NO_WISHES
+    given = {key: value for key, value in more.items() if value}
+    return Wish(id=id, options=replace(wanted, args=args) if args else wanted, **given)
+
+
 @contextlib.asynccontextmanager
 async def leased(client: Client, *, hours: float = 24) -> AsyncIterator[str]:
     """A lease around the block's calls, deleted after it, and expiring if we don't come to that.
 
-    Its id, empty where there is no constellation: nothing is collected there.
+    Its id, empty where nothing is collected: there is no constellation.
     """
-    if not client.address:
+    if not client.collects:
         yield ""
         return
     until = (datetime.now(UTC) + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
     identifier = f"carina-{secrets.token_hex(8)}"
-    await client.leases.create(Lease(id=identifier, labels={labels.GC_EXPIRE: until}))
+    making = client.leases.create(Lease(id=identifier, labels={labels.GC_EXPIRE: until}))
+    await or_undo(making, lambda _: client.leases.delete(identifier))
     try:
         with context.within(lease=identifier):
             yield identifier
     finally:
         with contextlib.suppress(NotFound):
-            await client.leases.delete(identifier)
+            await finish(client.leases.delete(identifier))
 
 
 async def create(client: Client, image: Image, wish: Wish) -> Container:
@@ -77,9 +84,9 @@ async def create(client: Client, image: Image, wish: Wish) -> Container:
         InvalidArgument: the id, or something that image and wish ask for, can't be.
     """
     context.validate_identifier(wish.id, "container id")
-    defaults = await _namespace_labels(client)
-    name = wish.snapshotter or defaults.get(labels.DEFAULT_SNAPSHOTTER) or DEFAULT_SNAPSHOTTER
-    runtime = wish.runtime or defaults.get(labels.DEFAULT_RUNTIME) or DEFAULT_RUNTIME
+    name = await snapshotter_for(client, wish.snapshotter)
+    runtime = wish.runtime or client.default_runtime
+    runtime = runtime or (await _namespace_labels(client)).get(labels.DEFAULT_RUNTIME) or DEFAULT_RUNTIME
     made: Container | None = None
     try:
         async with leased(client):
@@ -87,15 +94,29 @@ async def create(client: Client, image: Image, wish: Wish) -> Container:
     except BaseException:
         if made is not None:
             with contextlib.suppress(CarinaError):
-                await remove(client, made)
+                await finish(remove(client, made))
         raise
     return made
+
+
+async def snapshotter_for(client: Client, wanted: str = "") -> str:
+    """The name of the snapshotter for an image or a container: what is wanted, else the default."""
+    found = wanted or client.default_snapshotter
+    return found or (await _namespace_labels(client)).get(labels.DEFAULT_SNAPSHOTTER) or DEFAULT_SNAPSHOTTER
+
+
+async def unpacked(client: Client, image: Image, wanted: str = "") -> str:
+    """Have the layers of an image as snapshots; the key of the topmost. The errors are those of `unpack`."""
+    name = await snapshotter_for(client, wanted)
+    async with leased(client):
+        described = await describe(client.content, image)
+        return await unpack(client.content, client.snapshotter(name), client.diff, described, name=name)
 
 
 async def _create(client: Client, image: Image, wish: Wish, name: str, runtime: str) -> Container:
     snapshotter = client.snapshotter(name)
     described = await describe(client.content, image)
-    top = await unpack(client.content, snapshotter, RemoteDiffer(client.channel), described, name=name)
+    top = await unpack(client.content, snapshotter, client.diff, described, name=name)
     preparing = snapshotter.prepare(wish.id, top, {labels.GC_ROOT: _now()})
     mounts = await or_undo(preparing, lambda _: snapshotter.remove(wish.id))
     try:
@@ -112,7 +133,7 @@ async def _create(client: Client, image: Image, wish: Wish, name: str, runtime: 
         return await or_undo(client.containers.create(container), lambda _: client.containers.delete(wish.id))
     except BaseException:
         with contextlib.suppress(CarinaError):
-            await snapshotter.remove(wish.id)
+            await finish(snapshotter.remove(wish.id))
         raise
 
 
@@ -132,6 +153,8 @@ async def rootfs(client: Client, container: Container) -> list[Mount]:
 
 
 async def _namespace_labels(client: Client) -> Mapping[str, str]:
+    if not client.collects:
+        return {}  # a directory of images has no namespaces
     try:
         return (await client.namespaces.get(context.namespace())).labels
     except NotFound:

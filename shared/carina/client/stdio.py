@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,20 +25,14 @@ PIPE_BUF: Final = 4096
 T = TypeVar("T")
 
 
-class Streams:
-    """Copies between the FIFOs of one process and descriptors of the client, which stay the client's."""
+class Fifos:
+    """The FIFOs of one process in a directory of their own, and our ends of them, open."""
 
-    def __init__(self, directory: str, *, terminal: bool, stdin: bool) -> None:
+    def __init__(self, directory: str, names: Collection[str], *, terminal: bool = False) -> None:
         self._directory = directory
         self._ends: dict[str, int] = {}
-        self._outputs: set[asyncio.Task[None]] = set()
-        self._input: asyncio.Task[None] | None = None
-        self._moved = 0
-        self._writing = 0
         paths = {}
-        for name in ("stdin", "stdout", "stderr"):
-            if (name == "stderr" and terminal) or (name == "stdin" and not stdin):
-                continue
+        for name in names:
             path = os.path.join(directory, name)
             os.mkfifo(path, 0o600)
             # Read-write never blocks and keeps the shim's open(2) from waiting for us.
@@ -46,6 +40,24 @@ class Streams:
             self._ends[name] = os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC)
             paths[name] = path
         self.stdio = Stdio(**paths, terminal=terminal)
+
+    async def close(self) -> None:
+        for descriptor in self._ends.values():
+            os.close(descriptor)
+        self._ends.clear()
+        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+
+
+class Streams(Fifos):
+    """Copies between the FIFOs of one process and descriptors of the client, which stay the client's."""
+
+    def __init__(self, directory: str, *, terminal: bool, stdin: bool) -> None:
+        names = [*(["stdin"] if stdin else []), "stdout", *([] if terminal else ["stderr"])]
+        super().__init__(directory, names, terminal=terminal)
+        self._outputs: set[asyncio.Task[None]] = set()
+        self._input: asyncio.Task[None] | None = None
+        self._moved = 0
+        self._writing = 0
 
     def copy_output(self, outputs: Mapping[str, int]) -> None:
         """Start copying; call it once the process has been created."""
@@ -130,10 +142,7 @@ class Streams:
         for copy in copies:
             if not copy.cancelled():
                 copy.exception()  # whoever cares has had it from `attend` or `drained`
-        for descriptor in self._ends.values():
-            os.close(descriptor)
-        self._ends.clear()
-        await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
+        await super().close()
 
 
 async def _read(descriptor: int) -> bytes:
@@ -175,7 +184,7 @@ async def _until(add: Callable[..., Any], remove: Callable[[int], Any], descript
 @contextlib.asynccontextmanager
 async def streams(below: Path, *, terminal: bool = False, stdin: bool = False) -> AsyncIterator[Streams]:
     """FIFOs for one process in a new directory below `below`, gone when the block ends."""
-    making = asyncio.to_thread(_make, below, terminal=terminal, stdin=stdin)
+    making = asyncio.to_thread(lambda: Streams(directory(below), terminal=terminal, stdin=stdin))
     made = await or_undo(making, lambda streams: streams.close())
     try:
         yield made
@@ -183,6 +192,7 @@ async def streams(below: Path, *, terminal: bool = False, stdin: bool = False) -
         await made.close()
 
 
-def _make(below: Path, *, terminal: bool, stdin: bool) -> Streams:
+def directory(below: Path) -> str:
+    """A new directory for the FIFOs of one process."""
     below.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return Streams(tempfile.mkdtemp(dir=below), terminal=terminal, stdin=stdin)
+    return tempfile.mkdtemp(dir=below)

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import grpclib.client
@@ -31,20 +32,23 @@ _RESET: Final = {
 }
 
 
-def connect(address: str) -> "Channel":
+def connect(address: str, *, namespace: str = "") -> "Channel":
     """A channel to `unix:///path`; it connects with the first call, and again with the next after a connection broke.
+
+    `namespace` is that of calls made in none.
 
     Raises:
         InvalidArgument: the address is none.
     """
-    return Channel(address)
+    return Channel(address, namespace=namespace)
 
 
 class Channel(grpclib.client.Channel):
     """What generated stubs call through. Nothing of grpclib's own implementation is used."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, namespace: str = "") -> None:
         self.address = address
+        self.namespace = namespace
         self._socket = str(socket_path(address))
         self._connection: Connection | None = None
         self._dialling: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
@@ -144,6 +148,8 @@ class Channel(grpclib.client.Channel):
         metadata: Any = None,
     ) -> "ClientStream":
         call = context.current()
+        if self.namespace and not call.namespace:
+            call = replace(call, namespace=self.namespace)
         limits = [call.deadline] if call.deadline is not None else []
         if timeout is not None:
             limits.append(time.monotonic() + timeout)
