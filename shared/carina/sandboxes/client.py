@@ -1,10 +1,9 @@
-"""The sandbox store over a socket."""
+"""The sandbox store, and sandbox controllers, over a socket."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from carina.api.containerd.services.sandbox import v1 as wire
 from carina.api.containerd.services.sandbox.v1 import (
-    ControllerStatusRequest,
-    ControllerStub,
     StoreCreateRequest,
     StoreDeleteRequest,
     StoreGetRequest,
@@ -12,13 +11,17 @@ from carina.api.containerd.services.sandbox.v1 import (
     StoreStub,
     StoreUpdateRequest,
 )
+from carina.api.containerd.types import Mount as WireMount
 from carina.api.containerd.types import Sandbox as WireSandbox
 from carina.api.containerd.types import SandboxRuntime
-from carina.errors import InvalidArgument
+from carina.context import no_deadline
+from carina.errors import Internal, InvalidArgument
+from carina.mount import Mount
+from carina.platforms import Platform
 from carina.rpc.any import value_from_wire, value_to_wire, values_from_wire, values_to_wire
 from carina.rpc.client import Channel
-from carina.sandboxes import Sandbox
-from carina.typed import Runtime
+from carina.sandboxes import Ending, Instance, Measured, Sandbox, Status
+from carina.typed import Runtime, TypedValue
 
 
 def from_wire(wire: WireSandbox | None) -> Sandbox:
@@ -75,12 +78,93 @@ class RemoteSandboxStore:
 
 
 class RemoteSandboxController:
-    """The controller that the other end of a channel knows by a name. Other calls are passed on as they come."""
+    """`SandboxController` of the other end of a channel, by the name under which that knows it.
+
+    What lasts as long as its work carries no deadline.
+    """
 
     def __init__(self, channel: Channel, name: str) -> None:
-        self._stub = ControllerStub(channel)
+        self._stub = wire.ControllerStub(channel)
         self._name = name
 
-    async def status(self, id: str) -> str:
-        """A sandbox's state, in a word of the controller's choice. Raises NotFound."""
-        return (await self._stub.status(ControllerStatusRequest(sandbox_id=id, sandboxer=self._name))).state
+    async def create(
+        self,
+        id: str,
+        *,
+        rootfs: Sequence[Mount] = (),
+        options: TypedValue | None = None,
+        netns_path: str = "",
+        annotations: Mapping[str, str] | None = None,
+        sandbox: Sandbox | None = None,
+    ) -> None:
+        request = wire.ControllerCreateRequest(
+            sandbox_id=id,
+            rootfs=[WireMount(type=m.type, source=m.source, target=m.target, options=[*m.options]) for m in rootfs],
+            options=value_to_wire(options),
+            netns_path=netns_path,
+            annotations=dict(annotations or {}),
+            sandbox=None if sandbox is None else to_wire(sandbox),
+            sandboxer=self._name,
+        )
+        with no_deadline():
+            await self._stub.create(request)
+
+    async def start(self, id: str) -> Instance:
+        with no_deadline():
+            made = await self._stub.start(wire.ControllerStartRequest(sandbox_id=id, sandboxer=self._name))
+        return Instance(
+            pid=made.pid,
+            created_at=made.created_at,
+            labels=dict(made.labels),
+            address=made.address,
+            version=made.version,
+            spec=value_from_wire(made.spec),
+        )
+
+    async def platform(self, id: str) -> Platform:
+        request = wire.ControllerPlatformRequest(sandbox_id=id, sandboxer=self._name)
+        found = (await self._stub.platform(request)).platform
+        if found is None:
+            raise Internal(f"the controller of sandbox {id} names no platform")
+        return Platform(os=found.os, architecture=found.architecture, variant=found.variant)
+
+    async def stop(self, id: str, *, timeout: int = 0) -> None:
+        request = wire.ControllerStopRequest(sandbox_id=id, timeout_secs=timeout, sandboxer=self._name)
+        with no_deadline():
+            await self._stub.stop(request)
+
+    async def wait(self, id: str) -> Ending:
+        with no_deadline():
+            ended = await self._stub.wait(wire.ControllerWaitRequest(sandbox_id=id, sandboxer=self._name))
+        return Ending(status=ended.exit_status, exited_at=ended.exited_at)
+
+    async def status(self, id: str, *, verbose: bool = False) -> Status:
+        request = wire.ControllerStatusRequest(sandbox_id=id, verbose=verbose, sandboxer=self._name)
+        found = await self._stub.status(request)
+        return Status(
+            state=found.state,
+            pid=found.pid,
+            info=dict(found.info),
+            created_at=found.created_at,
+            exited_at=found.exited_at,
+            extra=value_from_wire(found.extra),
+            address=found.address,
+            version=found.version,
+        )
+
+    async def shutdown(self, id: str) -> None:
+        with no_deadline():
+            await self._stub.shutdown(wire.ControllerShutdownRequest(sandbox_id=id, sandboxer=self._name))
+
+    async def metrics(self, id: str) -> Measured:
+        request = wire.ControllerMetricsRequest(sandbox_id=id, sandboxer=self._name)
+        found = (await self._stub.metrics(request)).metrics
+        if found is None or found.timestamp is None:
+            raise Internal(f"the controller of sandbox {id} measured nothing")
+        return Measured(timestamp=found.timestamp, data=value_from_wire(found.data))
+
+    async def update(self, id: str, sandbox: Sandbox, fields: Sequence[str] = ()) -> None:
+        request = wire.ControllerUpdateRequest(
+            sandbox_id=id, sandboxer=self._name, sandbox=to_wire(sandbox), fields=[*fields]
+        )
+        await self._stub.update(request)

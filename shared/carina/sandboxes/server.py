@@ -1,4 +1,4 @@
-"""Serves any sandbox store over gRPC, and passes calls to sandbox controllers on."""
+"""Serves any sandbox store and any sandbox controller over gRPC, and passes calls to controllers on."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -36,10 +36,14 @@ from carina.api.containerd.services.sandbox.v1 import (
     StoreUpdateRequest,
     StoreUpdateResponse,
 )
+from carina.api.containerd.types import Metric as WireMetric
+from carina.api.containerd.types import Platform as WirePlatform
+from carina.mount import Mount
+from carina.rpc.any import value_from_wire, value_to_wire
 from carina.rpc.client import Channel
 from carina.rpc.codec import Encoded
 from carina.rpc.lists import encoded
-from carina.sandboxes import SandboxStore
+from carina.sandboxes import SandboxController, SandboxStore
 from carina.sandboxes.client import from_wire, to_wire
 
 
@@ -99,6 +103,78 @@ class ControllersService(ControllerBase):
     async def update(self, message: ControllerUpdateRequest) -> ControllerUpdateResponse:
         async with self._reach(message.sandboxer) as channel:
             return await ControllerStub(channel).update(message)
+
+
+class ControllerService(ControllerBase):
+    """One controller, by whatever name it is called: that is its caller's."""
+
+    def __init__(self, controller: SandboxController) -> None:
+        self._controller = controller
+
+    async def create(self, message: ControllerCreateRequest) -> ControllerCreateResponse:
+        await self._controller.create(
+            message.sandbox_id,
+            rootfs=[
+                Mount(type=m.type, source=m.source, target=m.target, options=tuple(m.options)) for m in message.rootfs
+            ],
+            options=value_from_wire(message.options),
+            netns_path=message.netns_path,
+            annotations=message.annotations,
+            sandbox=None if message.sandbox is None else from_wire(message.sandbox),
+        )
+        return ControllerCreateResponse(sandbox_id=message.sandbox_id)
+
+    async def start(self, message: ControllerStartRequest) -> ControllerStartResponse:
+        made = await self._controller.start(message.sandbox_id)
+        return ControllerStartResponse(
+            sandbox_id=message.sandbox_id,
+            pid=made.pid,
+            created_at=made.created_at,
+            labels=dict(made.labels),
+            address=made.address,
+            version=made.version,
+            spec=value_to_wire(made.spec),
+        )
+
+    async def platform(self, message: ControllerPlatformRequest) -> ControllerPlatformResponse:
+        found = await self._controller.platform(message.sandbox_id)
+        platform = WirePlatform(os=found.os, architecture=found.architecture, variant=found.variant)
+        return ControllerPlatformResponse(platform=platform)
+
+    async def stop(self, message: ControllerStopRequest) -> ControllerStopResponse:
+        await self._controller.stop(message.sandbox_id, timeout=message.timeout_secs)
+        return ControllerStopResponse()
+
+    async def wait(self, message: ControllerWaitRequest) -> ControllerWaitResponse:
+        ended = await self._controller.wait(message.sandbox_id)
+        return ControllerWaitResponse(exit_status=ended.status, exited_at=ended.exited_at)
+
+    async def status(self, message: ControllerStatusRequest) -> ControllerStatusResponse:
+        found = await self._controller.status(message.sandbox_id, verbose=message.verbose)
+        return ControllerStatusResponse(
+            sandbox_id=message.sandbox_id,
+            pid=found.pid,
+            state=found.state,
+            info=dict(found.info),
+            created_at=found.created_at,
+            exited_at=found.exited_at,
+            extra=value_to_wire(found.extra),
+            address=found.address,
+            version=found.version,
+        )
+
+    async def shutdown(self, message: ControllerShutdownRequest) -> ControllerShutdownResponse:
+        await self._controller.shutdown(message.sandbox_id)
+        return ControllerShutdownResponse()
+
+    async def metrics(self, message: ControllerMetricsRequest) -> ControllerMetricsResponse:
+        found = await self._controller.metrics(message.sandbox_id)
+        metric = WireMetric(timestamp=found.timestamp, id=message.sandbox_id, data=value_to_wire(found.data))
+        return ControllerMetricsResponse(metrics=metric)
+
+    async def update(self, message: ControllerUpdateRequest) -> ControllerUpdateResponse:
+        await self._controller.update(message.sandbox_id, from_wire(message.sandbox), message.fields)
+        return ControllerUpdateResponse()
 
 
 class SandboxesService(StoreBase):
