@@ -1,6 +1,6 @@
 """Pull, run, exec, stream, watch, remove: one program for Carina, for containerd, and for services of one's own.
 
-program.py ADDRESS REFERENCE
+program.py ADDRESS REFERENCE NAMESPACE
 """
 
 import asyncio
@@ -38,8 +38,8 @@ async def program(client: carina.Client, reference: str) -> None:
                 break
 
 
-async def main(address: str, reference: str) -> None:
-    async with carina.Client(address, namespace="example") as client:
+async def main(address: str, reference: str, namespace: str) -> None:
+    async with carina.Client(address, namespace=namespace) as client:
         await program(client, reference)
 
 

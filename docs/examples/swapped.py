@@ -1,6 +1,6 @@
 """`program.py` with content and snapshots kept by objects of this process; the rest is the server's.
 
-swapped.py ADDRESS REFERENCE DIRECTORY
+swapped.py ADDRESS REFERENCE NAMESPACE DIRECTORY
 """
 
 import asyncio
@@ -25,16 +25,16 @@ class Copies(DirectorySnapshotter):
                 raise CarinaError(f"{parent} can't be copied")
 
 
-async def main(address: str, reference: str, directory: Path) -> None:
+async def main(address: str, reference: str, namespace: str, directory: Path) -> None:
     copies = await asyncio.to_thread(Copies, directory / "snapshots")
     async with (
         LocalContentStore(directory / "content") as content,
         carina.Client(
-            address, namespace="example", content=content, snapshotters={"copies": copies}, snapshotter="copies"
+            address, namespace=namespace, content=content, snapshotters={"copies": copies}, snapshotter="copies"
         ) as client,
     ):
         await program(client, reference)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
+    asyncio.run(main(*sys.argv[1:4], Path(sys.argv[4])))

@@ -232,7 +232,7 @@ class Client(Services):
     def subscribe(self, *filters: str, after: Start = Edge.NOW, gaps: bool = False) -> "Subscription":
         """Events that match one of the filters, of every namespace unless a filter says otherwise.
 
-            async with client.subscribe("topic==/tasks/exit") as events:
+            async with client.subscribe('topic=="/tasks/exit"') as events:
                 async for event in events: ...
 
         `after` is a cursor, a moment, or an edge of the log: what is kept from there on comes first. Restarts of

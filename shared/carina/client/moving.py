@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from io import FileIO
@@ -103,12 +103,15 @@ async def load(
         extra_references=() if name else (nameless,),
         unpacks=() if snapshotter is None else await _unpacks(client, wanted, snapshotter),
     )
-    pieces = _file(archive) if isinstance(archive, Path) else archive
-    await client.transfer.load(pieces, into, on_progress=watch)
+    if isinstance(archive, Path):
+        async with aclosing(_file(archive)) as pieces:
+            await client.transfer.load(pieces, into, on_progress=watch)
+    else:
+        await client.transfer.load(archive, into, on_progress=watch)
     return [await client.images.get(one) for one in dict.fromkeys(saved)]
 
 
-async def _file(path: Path) -> AsyncIterator[bytes]:
+async def _file(path: Path) -> AsyncGenerator[bytes, None]:
     file = await in_thread(_opened, path)
     try:
         while piece := await in_thread(file.read, _PIECE):

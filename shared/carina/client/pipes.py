@@ -8,17 +8,19 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from io import FileIO
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from carina.aio.finish import or_undo
+from carina.aio.finish import finish, or_undo
 from carina.client.stdio import Fifos, directory
 from carina.errors import CarinaError
 
 LIMIT: Final = 1 << 20
 """Bytes of a stream that wait to be read, and of a line at the most; and of a pipe in the kernel."""
 
+Transport = TypeVar("Transport", bound=asyncio.BaseTransport)
 CloseInput = Callable[[], Awaitable[None]]
 
 
@@ -38,10 +40,8 @@ class Pipes(Fifos):
         """`stdout` or `stderr`. It ends when the process and all its children have closed it, or with `close`."""
         reader = asyncio.StreamReader(limit=LIMIT)
         pipe = os.fdopen(self._ends.pop(name), "rb", buffering=0)
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), pipe
-        )
-        self._transports.append(transport)
+        loop = asyncio.get_running_loop()
+        await self._connected(loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe), pipe)
         return reader
 
     async def input(self, close: CloseInput) -> asyncio.StreamWriter:
@@ -52,9 +52,22 @@ class Pipes(Fifos):
         # The end that is open for reading and writing stays open: what is in the FIFO would be lost with the last one.
         pipe = os.fdopen(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), "wb", buffering=0)
         feeding = self._feeding = _Input(close, self._release_input)
-        transport, protocol = await loop.connect_write_pipe(lambda: feeding, pipe)
-        self._transports.append(transport)
-        return asyncio.StreamWriter(transport, protocol, None, loop)
+        transport = await self._connected(loop.connect_write_pipe(lambda: feeding, pipe), pipe)
+        return asyncio.StreamWriter(transport, feeding, None, loop)
+
+    async def _connected(self, connecting: Coroutine[Any, Any, tuple[Transport, Any]], pipe: FileIO) -> Transport:
+        """The transport of a pipe, which `close` closes whatever happens to the caller meanwhile."""
+
+        async def connect() -> Transport:
+            try:
+                transport, _ = await connecting
+            except BaseException:
+                pipe.close()
+                raise
+            self._transports.append(transport)
+            return transport
+
+        return await finish(connect())
 
     def _release_input(self) -> None:
         """Only now: what is in the FIFO would be lost if nobody had it open."""
