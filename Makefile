@@ -11,7 +11,7 @@ CACHE := .cache-$(shell id -u)
 export RUFF_CACHE_DIR := $(CACHE)/ruff
 export MYPY_CACHE_DIR := $(CACHE)/mypy
 
-.PHONY: help setup packages clients fmt lint types imports test check demo bench protos check-protos up down clean
+.PHONY: help setup packages clients fmt lint types imports test check demo bench protos check-protos documents check-documents compatibility up down clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -46,7 +46,7 @@ imports: setup ## who may import whom
 test: setup ## the whole test suite (as root)
 	$(BIN)/python -m pytest --numprocesses 2 --quiet $(TESTS)
 
-check: lint types imports check-protos ## what needs no running system
+check: lint types imports check-protos check-documents ## what needs no running system
 
 demo: setup ## the main job, start to end, in a scratch root (as root)
 	$(BIN)/python deploy/demo/demo.py
@@ -60,6 +60,21 @@ protos: setup ## generate shared/carina/api from proto/
 check-protos: setup ## generated code in step with proto/, and proto/ with the wire table where that is at hand
 	$(BIN)/python deploy/protos.py --check
 	@if [ -x ../shared/bin/check-wire ]; then $(BIN)/python ../shared/bin/check-wire proto; fi
+
+documents: setup ## generate the pages of docs/ that are made from code and tests
+	$(BIN)/python deploy/documents.py
+
+check-documents: setup ## generated pages in step with what they are made from
+	$(BIN)/python deploy/documents.py --check
+
+# What calls methods of the API from the process of a test; the rest goes through ctr, dockerd and the command line.
+RECORDED := tests/conformance tests/system/test_client.py tests/system/test_plugged_in.py tests/imaged/test_wire.py \
+	tests/imaged/test_differ.py tests/gatewayd tests/taskd tests/carina/test_plugin.py \
+	tests/carina/test_served_interfaces.py
+compatibility: setup ## record which methods the suites call, and make the table of them (as root, minutes)
+	rm -rf $(CACHE)/recorded
+	CARINA_RECORD=$(CURDIR)/$(CACHE)/recorded $(BIN)/python -m pytest --numprocesses 2 --quiet $(RECORDED)
+	$(BIN)/python deploy/documents.py --recorded $(CACHE)/recorded
 
 up: setup ## bring the constellation up, in the foreground (as root)
 	$(BIN)/carina up

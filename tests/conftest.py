@@ -51,10 +51,14 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         assert len(os.listdir("/proc/self/fd")) <= descriptors + 16
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """What the tests start takes signals as in a terminal, also where the suite itself runs in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if directory := os.environ.get("CARINA_RECORD"):
+        from support.recorder import Recorder
+
+        config.pluginmanager.register(Recorder(Path(directory)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -206,7 +206,8 @@ async def serving(implementation: "Plugin", address: str | os.PathLike[str]) -> 
         InvalidArgument: the object implements no interface that can be served, or the address is not valid.
         FailedPrecondition: somebody else serves there.
     """
-    path = os.fspath(address)
+    text = os.fspath(address)
+    path = text if "://" in text else os.path.abspath(text)
     handlers = adapters(implementation)
     async with serve_rpc(path, handlers, name="plugin") as listener:
         yield listener

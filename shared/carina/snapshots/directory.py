@@ -36,6 +36,7 @@ class DirectorySnapshotter:
     """A snapshotter with a directory for each snapshot. Make it on the directory that is to hold them all."""
 
     def __init__(self, directory: Path) -> None:
+        directory = directory.absolute()  # mounts are performed elsewhere
         self._file = directory / "snapshots.json"
         self._trees = directory / "trees"
         self._trees.mkdir(mode=0o700, parents=True, exist_ok=True)

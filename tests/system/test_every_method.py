@@ -1,0 +1,60 @@
+"""What answers each method of containerd's API: the compatibility table in the documentation says it, and this checks it."""
+
+import asyncio
+import json
+
+import pytest
+from grpclib.const import Cardinality
+
+from carina import context
+from carina.errors import CarinaError, DeadlineExceeded, Unimplemented
+from carina.rpc.client import connect
+from carina.rpc.codec import Encoded
+from support.constellation import Constellation
+from support.documents import REPOSITORY
+from support.methods import Method, methods
+
+TABLE = REPOSITORY / "tests" / "compatibility.json"
+
+
+class Ignored:
+    """A message of whatever type: what is asked is only whether there is an answer."""
+
+
+async def answer(address: str, method: Method) -> str:
+    """`UNIMPLEMENTED`, or `built`: an answer, an error that says more, or waiting for more."""
+    channel = connect(address)
+    kind = Cardinality((method.client_streams, method.server_streams))
+    try:
+        with context.deadline(3.0):
+            async with asyncio.timeout(10):
+                async with channel.request(method.path, kind, Ignored, Ignored) as stream:
+                    await stream.send_message(Encoded(b""), end=True)
+                    await stream.recv_initial_metadata()
+                    await stream.cancel()
+    except Unimplemented:
+        return "UNIMPLEMENTED"
+    except (DeadlineExceeded, CarinaError):
+        return "built"
+    finally:
+        channel.close()
+    return "built"
+
+
+def test_the_definitions_are_read() -> None:
+    """A hundred methods and more, of 15 services."""
+    found = [method.path for method in methods()]
+    assert "/containerd.services.content.v1.Content/Write" in found
+    assert len({path.rpartition("/")[0] for path in found}) == 16
+    assert len(found) == len(set(found)) > 90
+
+
+@pytest.mark.timeout(240)
+async def test_the_table_says_what_is_built(constellation: Constellation) -> None:
+    """Each method of the table is answered as the table says, and each method is in the table."""
+    said = {path: entry["answer"] for path, entry in json.loads(TABLE.read_text()).items()}
+    found = {}
+    with context.within(namespace=constellation.namespace):
+        for method in methods():
+            found[method.path] = await answer(constellation.address, method)
+    assert found == said
