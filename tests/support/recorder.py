@@ -32,7 +32,7 @@ class Recorder:
                 self._current.add(name)
             return request(channel, name, *args, **kwargs)
 
-        Channel.request = recorded  # type: ignore[method-assign]
+        Channel.request = recorded  # type: ignore[method-assign, assignment]
 
     @pytest.hookimpl
     def pytest_runtest_setup(self) -> None:

@@ -298,3 +298,24 @@ async def test_images_move(
         assert os.listdir(tmp_path) == ["image.tar"]
         for one in await client.images.list():
             await client.images.delete(one.name, sync=True)
+
+
+async def test_services_are_reached_without_the_gateway(constellation: Constellation, reference: str) -> None:
+    """Where the client may, it connects straight to each: with the gateway's socket gone, all goes on."""
+    aside = constellation.socket.with_name("aside")
+    async with carina.Client(constellation.address, namespace=constellation.namespace, straight=True) as client:
+        constellation.socket.rename(aside)
+        try:
+            image = await client.pull(reference)
+            done = await client.run(image, ["echo", "straight"])
+            assert done.stdout == b"straight\n"
+        finally:
+            aside.rename(constellation.socket)
+    async with carina.Client(f"unix://{constellation.state}/carina.sock", straight=True) as client:
+        assert [one.name for one in await client.namespaces.list()]
+
+
+async def test_without_their_sockets_the_gateway_is_used(foreign: str) -> None:
+    """A containerd has one socket for everything."""
+    async with carina.Client(foreign, namespace="default", straight=True) as client:
+        assert await client.images.list() == []

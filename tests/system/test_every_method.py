@@ -1,4 +1,4 @@
-"""What answers each method of containerd's API: the compatibility table in the documentation says it, and this checks it."""
+"""What answers each method of containerd's API: the compatibility table of the documentation is held to it."""
 
 import asyncio
 import json
@@ -24,7 +24,8 @@ class Ignored:
 async def answer(address: str, method: Method) -> str:
     """`UNIMPLEMENTED`, or `built`: an answer, an error that says more, or waiting for more."""
     channel = connect(address)
-    kind = Cardinality((method.client_streams, method.server_streams))
+    asks, answers = ("STREAM" if streams else "UNARY" for streams in (method.client_streams, method.server_streams))
+    kind = Cardinality[f"{asks}_{answers}"]
     try:
         with context.deadline(3.0):
             async with asyncio.timeout(10):

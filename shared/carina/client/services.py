@@ -1,5 +1,6 @@
 """The services that a client reaches, each by its interface: over a socket, or an object that the client was given."""
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,8 @@ class Services:
         diff: who applies layers. A store of one's own has its layers applied by this process, if this is not given.
         transfer: who moves images. With `content`, `images`, `leases`, `diff` or a snapshotter of one's own this
             process does, if this is not given.
+        straight: connect to the services themselves where this process may, without the gateway in between. Their
+            sockets are looked for beside the gateway's. Who waits for a service that hangs then waits as long.
         fifos: directory for the FIFOs of processes; the server's `fifo` directory, if this is not given.
     """
 
@@ -61,6 +64,7 @@ class Services:
         tasks: "TaskService | None" = None,
         diff: "Differ | None" = None,
         transfer: "Transfer | None" = None,
+        straight: bool = False,
         fifos: Path | None = None,
     ) -> None:
         if address:
@@ -77,6 +81,8 @@ class Services:
         self._own_snapshotters = dict(snapshotters or {})
         self._snapshotters = dict(self._own_snapshotters)
         self._fifos = fifos
+        self._straight = straight
+        self._channels: dict[str, Channel] = {}
 
     @property
     def fifo_directory(self) -> Path:
@@ -89,59 +95,71 @@ class Services:
             raise FailedPrecondition("this takes a running constellation, and there is none here")
         return connect(self.address, namespace=self.namespace)
 
+    def _channel(self, daemon: str) -> Channel:
+        """To one of our services, straight or by way of the gateway."""
+        if not self._straight:
+            return self.channel
+        if daemon not in self._channels:
+            there = socket_path(self.address).with_name(f"{daemon}.sock")
+            # Whether we may connect is asked of the kernel before it is tried: afterwards is too late to choose.
+            if not os.access(there, os.R_OK | os.W_OK):
+                return self.channel
+            self._channels[daemon] = connect(f"unix://{there}", namespace=self.namespace)
+        return self._channels[daemon]
+
     @cached_property
     def content(self) -> "ContentStore":
         from carina.content.client import RemoteContentStore
 
-        return self._content or RemoteContentStore(self.channel)
+        return self._content or RemoteContentStore(self._channel("metadatad"))
 
     @cached_property
     def images(self) -> "ImageStore":
         from carina.images.client import RemoteImageStore
 
-        return self._images or RemoteImageStore(self.channel)
+        return self._images or RemoteImageStore(self._channel("metadatad"))
 
     @cached_property
     def containers(self) -> "ContainerStore":
         from carina.containers.client import RemoteContainerStore
 
-        return self._containers or RemoteContainerStore(self.channel)
+        return self._containers or RemoteContainerStore(self._channel("metadatad"))
 
     @cached_property
     def namespaces(self) -> "NamespaceStore":
         from carina.namespaces.client import RemoteNamespaceStore
 
-        return self._namespaces or RemoteNamespaceStore(self.channel)
+        return self._namespaces or RemoteNamespaceStore(self._channel("metadatad"))
 
     @cached_property
     def leases(self) -> "LeaseManager":
         from carina.leases.client import RemoteLeaseManager
 
-        return self._leases or RemoteLeaseManager(self.channel)
+        return self._leases or RemoteLeaseManager(self._channel("metadatad"))
 
     @cached_property
     def sandboxes(self) -> "SandboxStore":
         from carina.sandboxes.client import RemoteSandboxStore
 
-        return self._sandboxes or RemoteSandboxStore(self.channel)
+        return self._sandboxes or RemoteSandboxStore(self._channel("metadatad"))
 
     @cached_property
     def events(self) -> "EventService":
         from carina.events.client import RemoteEventService
 
-        return self._events or RemoteEventService(self.channel)
+        return self._events or RemoteEventService(self._channel("metadatad"))
 
     @cached_property
     def event_log(self) -> "EventLog":
         from carina.events.client import RemoteEventLog
 
-        return self._event_log or RemoteEventLog(self.channel)
+        return self._event_log or RemoteEventLog(self._channel("metadatad"))
 
     @cached_property
     def tasks(self) -> "TaskService":
         from carina.tasks.client import RemoteTaskService
 
-        return self._tasks or RemoteTaskService(self.channel)
+        return self._tasks or RemoteTaskService(self._channel("taskd"))
 
     @cached_property
     def introspection(self) -> "Introspection":
@@ -159,7 +177,7 @@ class Services:
             return differ(self.content)
         from carina.diff.client import RemoteDiffer
 
-        return RemoteDiffer(self.channel)
+        return RemoteDiffer(self._channel("imaged"))
 
     @cached_property
     def transfer(self) -> "Transfer":
@@ -170,9 +188,11 @@ class Services:
         if not self.address or self._own_snapshotters or any(one is not None for one in given):
             return self._composed()
         from carina.client.transfers import AvailableTransfer
+        from carina.introspection.client import RemoteIntrospection
         from carina.transfer.client import RemoteTransfer
 
-        return AvailableTransfer(self.introspection, RemoteTransfer(self.channel), self._composed)
+        channel = self._channel("imaged")
+        return AvailableTransfer(RemoteIntrospection(channel), RemoteTransfer(channel), self._composed)
 
     def _composed(self) -> "Transfer":
         from carina.client.embedded import transfers
@@ -202,12 +222,14 @@ class Services:
         from carina.snapshots.client import RemoteSnapshotter
 
         if name not in self._snapshotters:
-            self._snapshotters[name] = RemoteSnapshotter(self.channel, name)
+            self._snapshotters[name] = RemoteSnapshotter(self._channel("metadatad"), name)
         return self._snapshotters[name]
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *args: object) -> None:
+        for channel in self._channels.values():
+            channel.close()
         if "channel" in self.__dict__:
             self.channel.close()
