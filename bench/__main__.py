@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import peers
+from bench.client import client
 from bench.peers import Carina, Containerd, Peer, command, timed
 from bench.shims import shims
 from bench.snapshots import snapshots
@@ -182,6 +183,7 @@ def parts_of_one(report: Report, wanted: set[str]) -> None:
             "start": lambda: start_and_memory(report, carina, containerd),
             "latency": lambda: latency(report, carina, containerd),
             "run": lambda: running(report, carina, containerd, registry),
+            "client": lambda: client(report, carina, containerd, registry),
             "shims": lambda: shims(report, carina, containerd, registry),
             "pull": lambda: pulling(report, carina, containerd, registry),
             "snapshots": lambda: snapshots(report),

@@ -22,6 +22,8 @@ from support.methods import methods  # noqa: E402 - the path is set above
 DOCS = ROOT / "docs"
 TABLE = ROOT / "tests" / "compatibility.json"
 _SETTING = re.compile(r"#([a-z_]+) = (.*)")
+_EXAMPLE = re.compile(r" *(?:[a-z_]+ = |\[)")
+_TERM = re.compile(r"  ([a-z_]+) {2,}(.*)")
 _SECTION = re.compile(r"(?:# )?\[([^\]]+)\]")
 CONFIGURATION = """\
 # Configuration
@@ -56,7 +58,7 @@ def sections(text: str) -> list[Section]:
     comment: list[str] = []
     for line in text.splitlines():
         if setting := _SETTING.fullmatch(line):
-            found[-1].settings.append((setting[1], setting[2], " ".join(one.strip() for one in comment)))
+            found[-1].settings.append((setting[1], setting[2], _meaning(found[-1], comment)))
             comment = []
         elif line.startswith("[") and (section := _SECTION.fullmatch(line)):
             found.append(Section(section[1], comment))
@@ -64,13 +66,23 @@ def sections(text: str) -> list[Section]:
         elif line.startswith("# ") or line == "#":
             comment.append(line[2:])
         elif not line.strip() and comment:
-            if found[-1].settings or found[-1].name or len(found) > 1:
-                found[-1].text += ["", *comment]
-            else:
-                found[0].text += ["", *comment]
+            # A comment by itself: what it shows as an example may be a section of its own.
+            example = next((one for one in map(str.strip, comment) if one.startswith("[proxy_plugins.")), "")
+            if example or found[-1].settings or found[-1].name:
+                found.append(Section("proxy_plugins.NAME" if example else ""))
+            found[-1].text += ["", *comment]
             comment = []
     found[-1].text += comment
     return found
+
+
+def _meaning(section: Section, comment: list[str]) -> str:
+    """What is said of a setting. What comes before an example is about another one, which has no default."""
+    shown = [at for at, line in enumerate(comment) if _EXAMPLE.match(line) and line.startswith("  ")]
+    if shown:
+        section.text += ["", *comment[: shown[-1] + 1]]
+        comment = comment[shown[-1] + 1 :]
+    return " ".join(one.strip() for one in comment).strip()
 
 
 def prose(lines: list[str]) -> str:
@@ -78,11 +90,13 @@ def prose(lines: list[str]) -> str:
     out: list[str] = []
     fenced = False
     for line in lines:
-        example = line.startswith(("  ", "[images.stream")) or re.match(r"[a-z]+ = [\[\"]", line)
+        example = _EXAMPLE.match(line) or (fenced and line.startswith(" " * 8))
         if bool(example) != fenced:
-            out.append("```toml" if example else "```")
+            out += ["", "```toml"] if example else ["```"]
             fenced = bool(example)
-        out.append(line.removeprefix("  "))
+        if not fenced and (term := _TERM.fullmatch(line)):
+            line = f"- `{term[1]}`: {term[2]}"
+        out.append(line.strip() if fenced else re.sub("^ {4,}", "  ", line))
     if fenced:
         out.append("```")
     text = "\n".join(out).strip()
