@@ -37,4 +37,4 @@ async def main(address: str, reference: str, namespace: str, directory: Path) ->
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:4], Path(sys.argv[4])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])))
