@@ -68,7 +68,7 @@ check-documents: setup ## generated pages in step with what they are made from
 	$(BIN)/python deploy/documents.py --check
 
 # What calls methods of the API from the process of a test; the rest goes through ctr, dockerd and the command line.
-RECORDED := tests/conformance tests/system/test_client.py tests/system/test_plugged_in.py tests/imaged/test_wire.py \
+RECORDED := tests/conformance tests/system/test_every_method.py tests/system/test_client.py tests/system/test_plugged_in.py tests/imaged/test_wire.py \
 	tests/imaged/test_differ.py tests/gatewayd tests/taskd tests/carina/test_plugin.py \
 	tests/carina/test_served_interfaces.py
 compatibility: setup ## record which methods the suites call, and make the table of them (as root, minutes)

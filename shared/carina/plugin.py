@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from carina.aio.daemon import Lifetime, run
+from carina.aio.threads import in_thread
 from carina.errors import InvalidArgument
 from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
@@ -207,7 +208,7 @@ async def serving(implementation: "Plugin", address: str | os.PathLike[str]) -> 
         FailedPrecondition: somebody else serves there.
     """
     text = os.fspath(address)
-    path = text if "://" in text else os.path.abspath(text)
+    path = text if "://" in text or os.path.isabs(text) else await in_thread(os.path.abspath, text)
     handlers = adapters(implementation)
     async with serve_rpc(path, handlers, name="plugin") as listener:
         yield listener

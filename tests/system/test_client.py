@@ -200,11 +200,14 @@ async def test_execs(constellation: Constellation, reference: str) -> None:
                 ["sh", "-c", "echo $A; pwd; cat"], Options(env=["A=b"], cwd="/tmp"), stdin=True
             ) as one:
                 assert await one.communicate(b"in") == (b"b\n/tmp\nin", b"")
-            async with task.exec(["sh", "-c", "tty; stty size"], terminal=True) as two:
+            async with task.exec(["sh", "-c", "tty; read go; stty size"], stdin=True, terminal=True) as two:
                 await two.resize(99, 33)
+                assert two.stdin is not None
                 assert two.stdout is not None
                 assert two.stderr is None
                 assert (await two.stdout.readline()).startswith(b"/dev/pts/")
+                two.stdin.write(b"go\n")
+                assert b"33 99" in await two.stdout.readuntil(b"99")
             async with task.exec(["sleep", "1000"], exec_id="three") as three:
                 assert three.pid in await task.pids()
             with pytest.raises(NotFound):

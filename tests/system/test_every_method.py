@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+from pathlib import Path
 
 import pytest
 from grpclib.const import Cardinality
@@ -27,7 +29,7 @@ async def answer(address: str, method: Method) -> str:
     asks, answers = ("STREAM" if streams else "UNARY" for streams in (method.client_streams, method.server_streams))
     kind = Cardinality[f"{asks}_{answers}"]
     try:
-        with context.deadline(3.0):
+        with context.deadline(2.0):
             async with asyncio.timeout(10):
                 async with channel.request(method.path, kind, Ignored, Ignored) as stream:
                     await stream.send_message(Encoded(b""), end=True)
@@ -43,11 +45,11 @@ async def answer(address: str, method: Method) -> str:
 
 
 def test_the_definitions_are_read() -> None:
-    """A hundred methods and more, of 15 services."""
+    """More than eighty methods, of all services."""
     found = [method.path for method in methods()]
     assert "/containerd.services.content.v1.Content/Write" in found
-    assert len({path.rpartition("/")[0] for path in found}) == 16
-    assert len(found) == len(set(found)) > 90
+    assert len({path.rpartition("/")[0] for path in found}) == 14
+    assert len(found) == len(set(found)) > 80
 
 
 @pytest.mark.timeout(240)
@@ -58,4 +60,8 @@ async def test_the_table_says_what_is_built(constellation: Constellation) -> Non
     with context.within(namespace=constellation.namespace):
         for method in methods():
             found[method.path] = await answer(constellation.address, method)
-    assert found == said
+    if directory := os.environ.get("CARINA_RECORD"):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / "answers.json").write_text(json.dumps(found))
+    else:
+        assert found == said

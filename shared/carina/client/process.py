@@ -96,13 +96,24 @@ class Process:
                 await self._end()
             return await self._client.tasks.delete(self.container_id, self.exec_id)
 
-    async def communicate(self, data: bytes = b"", *, limit: int = LIMIT) -> tuple[bytes, bytes]:
+    async def communicate(self, data: bytes = b"", *, limit: int = LIMIT, quiet: float = QUIET) -> tuple[bytes, bytes]:
         """Write `data` to it, close its input, and gather what it prints until it ends: output and errors.
+
+        A child of it may keep its output open: what prints nothing for `quiet` seconds after the end is not waited for.
 
         Raises:
             ResourceExhausted: it prints more than `limit` bytes; it is killed.
         """
         out, err = bytearray(), bytearray()
+        try:
+            await self._converse(data, out, err, limit, quiet)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        if max(len(out), len(err)) > limit:
+            raise ResourceExhausted(f"process {self._name} printed more than {limit} bytes")
+        return bytes(out), bytes(err)
+
+    async def _converse(self, data: bytes, out: bytearray, err: bytearray, limit: int, quiet: float) -> None:
         async with asyncio.TaskGroup() as group:
             feeding = group.create_task(self._feed(data), name=f"feed {self._name}")
             gathering = {
@@ -112,16 +123,13 @@ class Process:
             }
             await self.wait()
             feeding.cancel()
-            # A child of the process may keep its output open: who has nothing more to say is not waited for.
-            moved = -1
-            while gathering and moved != len(out) + len(err):
+            while gathering:
                 moved = len(out) + len(err)
-                _, gathering = await asyncio.wait(gathering, timeout=QUIET, return_when=asyncio.FIRST_COMPLETED)
+                done, gathering = await asyncio.wait(gathering, timeout=quiet, return_when=asyncio.FIRST_COMPLETED)
+                if not done and moved == len(out) + len(err):
+                    break
             for task in gathering:
                 task.cancel()
-        if max(len(out), len(err)) > limit:
-            raise ResourceExhausted(f"process {self._name} printed more than {limit} bytes")
-        return bytes(out), bytes(err)
 
     async def _feed(self, data: bytes) -> None:
         if self.stdin is not None:
