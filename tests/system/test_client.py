@@ -5,14 +5,16 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import carina
 from carina.errors import NotFound, ResourceExhausted
 from carina.events import Edge
+from carina.images import Image
 from carina.oci.options import Options
 from support.constellation import Constellation
 from support.content import containerd, directory
@@ -119,9 +121,32 @@ def test_an_image_is_fetched_in_ten_lines(reference: str, tmp_path: Path) -> Non
     assert b'"manifests"' in read.stdout
 
 
+async def ran(client: carina.Client, image: Image) -> bytes:
+    """A container with input and output."""
+    return (await client.run(image, ["cat"], stdin=b"x" * 100_000)).stdout
+
+
+async def executed(client: carina.Client, image: Image) -> bytes:
+    """A further process in a container that goes on, and is found again."""
+    container = await client.create_container("cut", image, ["sleep", "1000"])
+    async with container:
+        await container.start()
+        task = await container.running()
+        async with task.exec(["cat"], stdin=True) as process:
+            out, _ = await process.communicate(b"x" * 100_000)
+    return out
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("work", [ran, executed])
 @pytest.mark.timeout(300)
-async def test_a_cancelled_run_leaves_nothing(constellation: Constellation, reference: str, *, after: bool) -> None:
+async def test_what_is_cancelled_leaves_nothing(
+    constellation: Constellation,
+    reference: str,
+    work: Callable[[carina.Client, Image], Coroutine[Any, Any, bytes]],
+    *,
+    after: bool,
+) -> None:
     """Whichever call it is cut off at, before or after that has been done, nothing that it made is left."""
     async with carina.Client(constellation.address, namespace=constellation.namespace) as plain:
         image = await plain.pull(reference)
@@ -136,12 +161,11 @@ async def test_a_cancelled_run_leaves_nothing(constellation: Constellation, refe
                 leases=cut.before(plain.leases),
                 snapshotters={"overlayfs": cut.before(plain.snapshotter("overlayfs"))},
             ) as client:
-                cut.victim = asyncio.create_task(client.run(image, ["cat"], stdin=b"x" * 100_000), name="victim")
+                cut.victim = asyncio.create_task(work(client, image), name="victim")
                 await asyncio.wait([cut.victim])
-            with client.bound():
-                assert await left(plain) == [], f"cut off at call {at}, {cut.fired}"
+            assert await left(plain) == [], f"cut off at call {at}, {cut.fired}"
             if not cut.fired:
-                assert cut.victim.result().stdout == b"x" * 100_000
+                assert cut.victim.result() == b"x" * 100_000
                 break
             assert cut.victim.cancelled(), f"cut off at call {at}, {cut.fired}"
             at += 1
