@@ -7,11 +7,10 @@ import asyncio
 import sys
 
 import carina
-from carina.events import Edge
 
 
 async def program(client: carina.Client, reference: str) -> None:
-    async with client.subscribe(after=Edge.NOW) as events:
+    async with client.subscribe() as events:
         image = await client.pull(reference)
         print("pulled", image.name)
 
