@@ -10,14 +10,27 @@ from grpclib.const import Cardinality
 
 import carina
 from carina import context
+from carina.api.containerd.services.transfer.v1 import TransferRequest
+from carina.api.google.protobuf import Any as WireAny
 from carina.errors import CarinaError, DeadlineExceeded, Unimplemented
 from carina.rpc.client import connect
-from carina.rpc.codec import Encoded
+from carina.rpc.codec import Encoded, encode
 from support.constellation import Constellation
 from support.documents import REPOSITORY
 from support.methods import Method, methods
 
 TABLE = REPOSITORY / "tests" / "compatibility.json"
+
+REQUESTS = {
+    # Of kinds that are no pair it answers UNIMPLEMENTED; this is one, of a reference that is none.
+    "/containerd.services.transfer.v1.Transfer/Transfer": encode(
+        TransferRequest(
+            source=WireAny(type_url="containerd.types.transfer.OCIRegistry"),
+            destination=WireAny(type_url="containerd.types.transfer.ImageStore"),
+        )
+    )
+}
+"""What is asked where nothing at all would not do."""
 
 
 class Ignored:
@@ -33,7 +46,7 @@ async def answer(address: str, method: Method) -> str:
         with context.deadline(2.0):
             async with asyncio.timeout(10):
                 async with channel.request(method.path, kind, Ignored, Ignored) as stream:
-                    await stream.send_message(Encoded(b""), end=True)
+                    await stream.send_message(Encoded(REQUESTS.get(method.path, b"")), end=True)
                     await stream.recv_initial_metadata()
                     await stream.cancel()
     except Unimplemented:
