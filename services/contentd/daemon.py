@@ -10,6 +10,7 @@ from carina.content.server import ContentService, LaneService
 from carina.errors import CarinaError
 from carina.integrity.server import IntegrityService
 from carina.introspection import Plugin
+from carina.linux.privileges import require_own
 from carina.rpc.lane import LaneServer
 from carina.rpc.server import serve as serve_rpc
 from contentd.config import Config
@@ -23,6 +24,7 @@ EXPIRE_SECONDS: Final = 3600.0
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
+    require_own(config.root, "contentd")
     plugin = Plugin(type="io.containerd.content.v1", id="content", exports={"root": str(config.root)})
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(LocalContentStore(config.root, expire=config.expire_ingests))

@@ -6,6 +6,7 @@ import os
 
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
+from carina.linux.privileges import require_own
 from carina.rpc.client import Channel
 from carina.rpc.server import serve as serve_rpc
 from gatewayd import routes
@@ -19,6 +20,7 @@ from gatewayd.watch import Watch
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
+    require_own(config.root, "gatewayd")
     identifier = await in_thread(identity, config.root)
     namespace = (await in_thread(os.stat, "/proc/self/ns/pid")).st_ino
     async with contextlib.AsyncExitStack() as stack:

@@ -21,6 +21,7 @@ from carina.images.client import RemoteImageStore
 from carina.introspection.client import RemoteIntrospection
 from carina.layer.workers import Workers
 from carina.leases.client import RemoteLeaseManager
+from carina.linux.privileges import require_own, require_root
 from carina.namespaces.client import RemoteNamespaceStore
 from carina.rpc.client import Channel, connect
 from carina.rpc.server import Listener
@@ -44,6 +45,8 @@ _log = logging.getLogger(__name__)
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
+    require_root("imaged", "mount snapshots and write layers into them")
+    require_own(config.root, "imaged")
     scratch = await in_thread(_scratch, config.root)
     async with contextlib.AsyncExitStack() as stack:
         metadata = stack.enter_context(contextlib.closing(connect(config.metadata)))

@@ -10,6 +10,7 @@ import click
 from carina import config as constellation
 from carina.aio.daemon import run
 from carina.errors import CarinaError
+from carina.linux.privileges import kept_owner
 from metadatad import config as settings
 from metadatad.config import Config
 from metadatad.daemon import serve
@@ -38,7 +39,8 @@ def main(call: click.Context, path: Path | None, root: Path | None, state: Path 
 def restore(config: Config, file: Path) -> None:
     """Put the backup FILE in the place of the database, while no metadatad runs; the database is kept."""
     try:
-        done = put_back(config.database, file)
+        with kept_owner(config.root):
+            done = put_back(config.database, file)
     except CarinaError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"restored {done.database} from {file}: " + _listed(done.records))
@@ -56,7 +58,8 @@ def rebuild(config: Config, namespace: str, images: Path | None, salvage: bool) 
     """Make a new database from what the stores hold, while no metadatad runs; the old one is kept."""
     work = functools.partial(renew, config, namespace=namespace, images=images, salvaging=salvage)
     try:
-        done = asyncio.run(work())
+        with kept_owner(config.root):
+            done = asyncio.run(work())
     except CarinaError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"rebuilt {config.database}")

@@ -26,6 +26,7 @@ from carina.introspection.server import IntrospectionService
 from carina.lane.server import TokenLaneService
 from carina.leases.server import LeasesService
 from carina.linux.errnos import translated
+from carina.linux.privileges import require_own
 from carina.namespaces.server import NamespacesService
 from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
+    require_own(config.root, "metadatad")
     await in_thread(_make_directories, config.root, socket_path(config.address).parent)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(_opened(config.database))

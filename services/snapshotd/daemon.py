@@ -10,6 +10,7 @@ import logging
 
 from carina.aio.daemon import Lifetime
 from carina.introspection import Plugin
+from carina.linux.privileges import require_own, require_root
 from carina.platforms import host
 from carina.rpc.server import serve as serve_rpc
 from carina.snapshots.server import SnapshotsService, only
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
+    require_root(f"snapshotd-{config.name}", "make trees of every owner")
+    require_own(config.root, f"snapshotd-{config.name}")
     driver = config.make_driver()
     async with contextlib.AsyncExitStack() as stack:
         opened = open_snapshotter(config.root, driver, config.settings)

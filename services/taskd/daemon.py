@@ -16,6 +16,7 @@ from carina.backends.plugged import Plugged
 from carina.containers import ContainerStore
 from carina.containers.client import RemoteContainerStore
 from carina.events.client import RemoteEventLog, RemoteEventService
+from carina.linux.privileges import require_own, require_root
 from carina.rpc.client import connect
 from carina.rpc.server import serve as serve_rpc
 from carina.sandboxes.server import ControllersService
@@ -34,6 +35,8 @@ from taskd.shim import Launcher
 from taskd.tasks import Tasks
 
 _FLUSH_SECONDS: Final = 1.0
+_STATE_MODE: Final = 0o1771
+"""The widest that the state directory may be: nobody but its owner and its group lists it or makes files in it."""
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +47,12 @@ class _Stop(Exception):
 
 def prepare(config: Config) -> None:
     """Make the directories and the publishing program; tighten what is too wide."""
-    for directory, mode in ((config.root, 0o700), (config.work, 0o700), (config.state, 0o711), (config.bundles, 0o711)):
+    for directory, mode in ((config.root, 0o700), (config.work, 0o700), (config.bundles, 0o711)):
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
         directory.chmod(mode)
+    config.state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    # Where the services are users of their own, a group of theirs may make sockets in it: that is left.
+    config.state.chmod(config.state.stat().st_mode & _STATE_MODE | 0o711)
     temporary = config.publisher.with_suffix(".new")
     temporary.write_text(f"#!{sys.executable}\nfrom taskd.publish import main\n\nmain()\n")
     temporary.chmod(0o700)
@@ -93,6 +99,8 @@ async def opened(config: Config, containers: ContainerStore, events: Sink) -> As
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Serve until the process is asked to end. Shims and containers go on."""
+    require_root("taskd", "run containers")
+    require_own(config.root, "taskd")
     channel = connect(config.metadata)
     plugged = Plugged(RemoteBackendRegistry(channel), "sandbox")
     try:

@@ -11,6 +11,7 @@ address = "unix:///tmp/demo.sock"
 [content]                           # settings of one service
 """
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ PLUGIN_TYPES: Final = ("snapshot", "content", "diff", "sandbox")
 RESERVED: Final = frozenset((*DAEMONS.values(), "carina", "content", "shim", "walking"))
 """Names that parts of the constellation have in Health and Introspection, and no plugin can."""
 _PLUGIN_KEYS: Final = ("type", "address", "namespace", "snapshotter", "lease", "platform")
+OWN_SOCKETS: Final = ("contentd.fd.sock", "notify.sock")
+"""Sockets in the state directory that are no service's address."""
 MAX_SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path (unix(7): sun_path holds 108 with the terminating zero)."""
 
@@ -114,6 +117,15 @@ def socket_path(address: str) -> Path:
     return Path(text)
 
 
+def events_path(gateway: str) -> Path:
+    """Where shims publish events: beside the gateway's socket.
+
+    Raises:
+        InvalidArgument: as `socket_path` does.
+    """
+    return socket_path(f"{gateway}.ttrpc")
+
+
 def load(path: Path | None = None, *, root: Path | None = None, state: Path | None = None) -> Config:
     """Read the configuration; `root` and `state` given here win.
 
@@ -129,6 +141,7 @@ def load(path: Path | None = None, *, root: Path | None = None, state: Path | No
     where = str(path) if path else "configuration"
     root = (root or Path(_text(table, "root", where, str(DEFAULT_ROOT)))).absolute()
     state = (state or Path(_text(table, "state", where, str(DEFAULT_STATE)))).absolute()
+    _separate(root, state, where)
     known = {"root", "state", "services", "proxy_plugins", *SECTIONS}
     for key in table:
         if key not in known:
@@ -193,22 +206,35 @@ def _services(table: Mapping[str, Any], state: Path, where: str) -> tuple[dict[s
         validate_identifier(name, f"{where}: name of services.snapshots.{name}")
         entries[f"snapshots.{name}"] = _table(snapshots, name, f"{where}: services.snapshots")
     addresses: dict[str, str] = {}
+    taken = {state / name: f"the state directory's {name}" for name in OWN_SOCKETS}
     external = set()
     for name, entry in entries.items():
         here = f"{where}: services.{name}"
         _only(entry, ("address", "external"), here)
         socket = "carina" if name == "gateway" else daemon(name)
         address = _text(entry, "address", here, f"unix://{state / socket}.sock")
-        path = socket_path(address)
-        for other, taken in addresses.items():
-            if socket_path(taken) == path:
-                raise InvalidArgument(f"{here}: address {address} is that of services.{other}")
+        _take(taken, socket_path(address), f"services.{name}", where)
+        if name == "gateway":
+            _take(taken, events_path(address), "the events of shims, beside services.gateway", where)
         addresses[name] = address
         if not isinstance(entry.get("external", False), bool):
             raise InvalidArgument(f"{here}: external must be true or false")
         if entry.get("external"):
             external.add(name)
     return addresses, frozenset(external)
+
+
+def _take(taken: dict[Path, str], path: Path, who: str, where: str) -> None:
+    """One socket, one listener, whichever way its path is written."""
+    path = Path(os.path.normpath(path))
+    if path in taken:
+        raise InvalidArgument(f"{where}: {who}: address unix://{path} is that of {taken[path]}")
+    taken[path] = who
+
+
+def _separate(root: Path, state: Path, where: str) -> None:
+    if os.path.realpath(root) == os.path.realpath(state):
+        raise InvalidArgument(f"{where}: root and state are both {root}: they must be two directories")
 
 
 def _proxy_plugins(table: Mapping[str, Any], services: Mapping[str, str], where: str) -> dict[str, ProxyPlugin]:

@@ -131,3 +131,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """A file that was asked for and is not there is not silently replaced by defaults."""
     with pytest.raises(NotFound, match=r"absent\.toml does not exist"):
         config.load(tmp_path / "absent.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('[services.content]\naddress = "unix:///run/carina/contentd.fd.sock"', "is that of the state directory's"),
+        ('[services.tasks]\naddress = "unix:///run/carina/carina.sock.ttrpc"', "is that of services.tasks"),
+        ('[services.tasks]\naddress = "unix:///run/carina/../carina/imaged.sock"', "is that of services.images"),
+        ('root = "/srv/x"\nstate = "/srv/x"', "root and state are both /srv/x"),
+        ('[services.gateway]\naddress = "unix:///' + "x" * 105 + '"', "has at most 107"),
+    ],
+)
+def test_addresses_that_contradict_each_other(tmp_path: Path, text: str, sentence: str) -> None:
+    """Two listeners on one socket, however its path is written, are refused with both names."""
+    with pytest.raises(InvalidArgument, match=sentence):
+        config.load(written(tmp_path, text))

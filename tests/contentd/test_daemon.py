@@ -160,7 +160,7 @@ async def test_verify(tmp_path: Path, quarantine: bool) -> None:
     whole, damaged = digests
 
     def verify() -> tuple[int, str]:
-        options = ["--root", str(tmp_path), "--state", str(tmp_path), "verify"]
+        options = ["--root", str(tmp_path), "--state", str(tmp_path / "s"), "verify"]
         done = CliRunner().invoke(main, options + ["--quarantine"] * quarantine)
         return done.exit_code, done.output
 

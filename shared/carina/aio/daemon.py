@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -15,6 +14,7 @@ import uvloop
 from setproctitle import setproctitle
 
 from carina import faults
+from carina.aio.notify import NOBODY, ServiceManager
 from carina.aio.terminal import has_terminal
 from carina.errors import CarinaError
 
@@ -27,21 +27,23 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 class Lifetime:
     """What a daemon's main function is told of its process, and tells."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, manager: ServiceManager = NOBODY) -> None:
         self.name = name
+        self._manager = manager
         self._stopped = asyncio.Event()
         self._reload: asyncio.Event | None = None
 
     def ready(self) -> None:
         """Say that the service answers now (to the service manager, if there is one)."""
         log.info("ready")
-        _notify("READY=1")
+        self._manager.notify("READY=1")
+        self._manager.keep_alive()
 
     def stop(self) -> None:
         """Ask the daemon to end, as SIGTERM does."""
         if not self._stopped.is_set():
             self._stopped.set()
-            _notify("STOPPING=1")
+            self._manager.notify("STOPPING=1")
 
     async def stopped(self) -> None:
         """Return once the process has been asked to end."""
@@ -92,7 +94,7 @@ def _run(name: str, main: Callable[[Lifetime], Awaitable[None]], level: int) -> 
 
 
 async def _supervise(name: str, main: Callable[[Lifetime], Awaitable[None]]) -> None:
-    lifetime = Lifetime(name)
+    lifetime = Lifetime(name, ServiceManager.take(os.environ))
     with _signals(lifetime):
         await main(lifetime)
 
@@ -144,15 +146,3 @@ def _leaves(group: BaseExceptionGroup[CarinaError]) -> Iterator[CarinaError]:
             yield from _leaves(error)
         else:
             yield error
-
-
-def _notify(state: str) -> None:
-    """Tell the service manager (the protocol of sd_notify)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        try:
-            sender.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError as error:
-            log.warning("the service manager does not listen on %s: %s", address, error)

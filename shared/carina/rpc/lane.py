@@ -62,6 +62,7 @@ class LaneServer:
 
     async def __aenter__(self) -> Self:
         self._bound = await in_thread(bind, self.path, mode=0o660, gid=self._gid, kind=socket.SOCK_SEQPACKET)
+        self._gid = self._bound.gid
         asyncio.get_running_loop().add_reader(self._bound.sock, self._accept, self._bound.sock)
         return self
 

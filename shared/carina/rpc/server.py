@@ -19,7 +19,7 @@ from carina.rpc.frames import Code
 from carina.rpc.headers import Headers
 from carina.rpc.health import Health, Version
 from carina.rpc.proxy import Relay
-from carina.rpc.sockets import Bound, admits, bind
+from carina.rpc.sockets import Bound, admits, bind, refuse_unclaimed
 from carina.rpc.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,14 @@ async def serve(
     end, and what is left is answered UNAVAILABLE. The peer must be root, this process's user, or of the group `gid`.
 
     Raises:
-        InvalidArgument: the address is none, or its directory does not exist.
+        InvalidArgument: the address is none, its directory does not exist, or a socket was passed to this process that
+            it does not listen on: the sockets that a service has beside this one are bound before.
         FailedPrecondition: another process listens there.
     """
-    listener = Listener(address, handlers, name=name, gid=gid, route=route)
     bound = await in_thread(bind, socket_path(address), mode=mode, gid=gid)
     try:
+        refuse_unclaimed()
+        listener = Listener(address, handlers, name=name, gid=bound.gid, route=route)
         server = await asyncio.get_running_loop().create_unix_server(listener.connect, sock=bound.sock, backlog=1024)
         try:
             yield listener

@@ -29,10 +29,15 @@ class Bound:
     path: Path
     identity: tuple[int, int] | None
 
+    gid: int | None
+    """Members of this group may connect; None: of this process's own."""
+
     def unlink(self) -> None:
         """Remove the socket's file, unless it is inherited or somebody else's by now."""
+        if self.identity is None:
+            return  # nor need this user be allowed to open the directory
         with _locked(self.path.parent):
-            if self.identity is not None and _identity(self.path) == self.identity:
+            if _identity(self.path) == self.identity:
                 self.path.unlink()
 
 
@@ -40,15 +45,17 @@ def bind(path: Path, *, mode: int, gid: int | None, kind: int = socket.SOCK_STRE
     """Listen at a path, with the socket that was inherited for it if there is one.
 
     The file appears under its name only when it can be connected to, with its final mode and group.
+    Those of an inherited socket are the service manager's to choose, and its group is who may connect.
 
     Raises:
-        InvalidArgument: the directory does not exist, or something else than a socket is there.
+        InvalidArgument: the directory does not exist, something else than a socket is there,
+            or the inherited socket is of another kind.
         FailedPrecondition: a process listens there.
         PermissionDenied, ResourceExhausted: what the file system says.
     """
-    inherited = _inherited(path)
+    inherited = _inherited(path, kind)
     if inherited is not None:
-        return Bound(sock=inherited, path=path, identity=None)
+        return Bound(sock=inherited, path=path, identity=None, gid=_group(path))
     if not path.parent.is_dir():
         raise InvalidArgument(f"directory {path.parent} of socket {path} does not exist")
     try:
@@ -79,7 +86,7 @@ def _bind(path: Path, *, mode: int, gid: int | None, kind: int) -> Bound:
     except BaseException:
         sock.close()
         raise
-    return Bound(sock=sock, path=path, identity=_identity(path))
+    return Bound(sock=sock, path=path, identity=_identity(path), gid=gid)
 
 
 @contextlib.contextmanager
@@ -121,21 +128,68 @@ def _refuse_used(path: Path, kind: int) -> None:
     raise FailedPrecondition(f"socket {path} is in use by pid {pid}")
 
 
-def _inherited(path: Path) -> socket.socket | None:
+def _inherited(path: Path, kind: int) -> socket.socket | None:
     """The socket at this path that a service manager passed to this process."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    count = os.environ.get("LISTEN_FDS", "")
-    for number in range(FIRST_INHERITED, FIRST_INHERITED + (int(count) if count.isdecimal() else 0)):
+    for number, name in _passed():
         try:
             sock = socket.socket(fileno=os.dup(number))
         except OSError:
             continue
-        if sock.family == socket.AF_UNIX and sock.getsockname() == os.fspath(path):
-            sock.setblocking(False)
-            return sock
-        sock.close()
+        if not _is_at(sock, path):
+            sock.close()
+            continue
+        if sock.type != kind or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.close()
+            expected = "ListenSequentialPacket=" if kind == socket.SOCK_SEQPACKET else "ListenStream="
+            raise InvalidArgument(f"socket {path}, passed as {name}, is of another kind: expected one of {expected}")
+        _claimed.add(number)
+        sock.setblocking(False)
+        return sock
     return None
+
+
+def refuse_unclaimed() -> None:
+    """For whoever has bound all of its sockets: what was passed beside them would leave its clients waiting for ever.
+
+    Raises:
+        InvalidArgument: a socket was passed to this process that it does not listen on.
+    """
+    for number, name in _passed():
+        if number not in _claimed:
+            with socket.socket(fileno=os.dup(number)) as sock:
+                address = sock.getsockname()
+            raise InvalidArgument(
+                f"socket {address or number}, passed as {name}, is not one that this service listens on: "
+                "its socket unit and the configuration must name the same paths"
+            )
+
+
+_claimed: Final[set[int]] = set()
+"""Inherited descriptors that are listened on."""
+
+
+def _passed() -> list[tuple[int, str]]:
+    """Descriptors that were passed to this process, with their names: sd_listen_fds_with_names(3)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = os.environ.get("LISTEN_FDS", "")
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    numbers = range(FIRST_INHERITED, FIRST_INHERITED + (int(count) if count.isdecimal() else 0))
+    return [(number, names[i] if i < len(names) and names[i] else "unknown") for i, number in enumerate(numbers)]
+
+
+def _is_at(sock: socket.socket, path: Path) -> bool:
+    """Whether a socket is the one at a path, by whichever way that leads there (/var/run is /run)."""
+    if sock.family != socket.AF_UNIX:
+        return False
+    name = sock.getsockname()
+    return bool(name) and isinstance(name, str) and os.path.realpath(name) == os.path.realpath(path)
+
+
+def _group(path: Path) -> int | None:
+    found = path.stat()
+    # Where its group may not connect, the file system says so before we are asked.
+    return found.st_gid if found.st_mode & stat.S_IWGRP else None
 
 
 def credentials(sock: socket.socket) -> tuple[int, int, int]:

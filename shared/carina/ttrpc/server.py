@@ -7,7 +7,6 @@ Calls in progress are limited per connection: beyond that it is not read any fur
 import asyncio
 import contextlib
 import logging
-import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -23,6 +22,7 @@ from carina.api.ttrpc import Request, Response
 from carina.errors import CarinaError, DeadlineExceeded, InvalidArgument, ResourceExhausted, Unimplemented
 from carina.rpc.codec import decode, encode
 from carina.rpc.codes import status_of
+from carina.rpc.sockets import BACKLOG, bind
 from carina.ttrpc.frames import MAX_MESSAGE, NAMESPACE_KEY, Frame, Kind, Parser, pack
 
 Q = TypeVar("Q", bound=betterproto2.Message)
@@ -142,32 +142,25 @@ class _Connection(asyncio.Protocol):
             self._transport.write(pack(frame.stream, Kind.RESPONSE, payload))
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    os.chmod(temporary, 0o600)
-    os.rename(temporary, path)
-
-
 @contextlib.asynccontextmanager
 async def serve(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[None]:
     """Serve `service/method` -> handler on a unix socket that only our own user may connect to.
 
-    A socket that was left at `path` is replaced: whoever calls this owns it (by a lock of its own).
+    Raises:
+        InvalidArgument, FailedPrecondition: as `carina.rpc.sockets.bind` does.
     """
-    temporary = path.with_name(f".{path.name}.new")
-    async with asyncio.TaskGroup() as group:
-        server = _Server(handlers, group)
-        await in_thread(_remove, temporary)
-        listener = await asyncio.get_running_loop().create_unix_server(lambda: _Connection(server), str(temporary))
-        try:
-            # The socket is renamed into place, so that it never has the wrong mode and is never missing.
-            await in_thread(_publish, temporary, path)
-            yield
-        finally:
-            listener.close()
-            await server.close()
-            await in_thread(_remove, path)
+    bound = await in_thread(bind, path, mode=0o600, gid=None)
+    try:
+        async with asyncio.TaskGroup() as group:
+            server = _Server(handlers, group)
+            listener = await asyncio.get_running_loop().create_unix_server(
+                lambda: _Connection(server), sock=bound.sock, backlog=BACKLOG
+            )
+            try:
+                yield
+            finally:
+                listener.close()
+                await server.close()
+                await in_thread(bound.unlink)
+    finally:
+        bound.sock.close()
