@@ -6,6 +6,7 @@ import logging
 from typing import Any, Final
 
 from carina.aio.daemon import Lifetime
+from carina.aio.threads import in_thread
 from carina.content.server import ContentService, LaneService
 from carina.errors import CarinaError
 from carina.integrity.server import IntegrityService
@@ -24,7 +25,7 @@ EXPIRE_SECONDS: Final = 3600.0
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
-    require_own(config.root, "contentd")
+    await in_thread(require_own, config.root, "contentd")
     plugin = Plugin(type="io.containerd.content.v1", id="content", exports={"root": str(config.root)})
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(LocalContentStore(config.root, expire=config.expire_ingests))

@@ -20,7 +20,7 @@ from gatewayd.watch import Watch
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
-    require_own(config.root, "gatewayd")
+    await in_thread(require_own, config.root, "gatewayd")
     identifier = await in_thread(identity, config.root)
     namespace = (await in_thread(os.stat, "/proc/self/ns/pid")).st_ino
     async with contextlib.AsyncExitStack() as stack:

@@ -45,8 +45,8 @@ _log = logging.getLogger(__name__)
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
-    require_root("imaged", "mount snapshots and write layers into them")
-    require_own(config.root, "imaged")
+    await in_thread(require_root, "imaged", "mount snapshots and write layers into them")
+    await in_thread(require_own, config.root, "imaged")
     scratch = await in_thread(_scratch, config.root)
     async with contextlib.AsyncExitStack() as stack:
         metadata = stack.enter_context(contextlib.closing(connect(config.metadata)))

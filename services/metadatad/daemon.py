@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
-    require_own(config.root, "metadatad")
+    await in_thread(require_own, config.root, "metadatad")
     await in_thread(_make_directories, config.root, socket_path(config.address).parent)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(_opened(config.database))

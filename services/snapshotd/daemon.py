@@ -9,6 +9,7 @@ import contextlib
 import logging
 
 from carina.aio.daemon import Lifetime
+from carina.aio.threads import in_thread
 from carina.introspection import Plugin
 from carina.linux.privileges import require_own, require_root
 from carina.platforms import host
@@ -25,8 +26,8 @@ _log = logging.getLogger(__name__)
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Run until the process is asked to end."""
-    require_root(f"snapshotd-{config.name}", "make trees of every owner")
-    require_own(config.root, f"snapshotd-{config.name}")
+    await in_thread(require_root, f"snapshotd-{config.name}", "make trees of every owner")
+    await in_thread(require_own, config.root, f"snapshotd-{config.name}")
     driver = config.make_driver()
     async with contextlib.AsyncExitStack() as stack:
         opened = open_snapshotter(config.root, driver, config.settings)

@@ -99,8 +99,8 @@ async def opened(config: Config, containers: ContainerStore, events: Sink) -> As
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Serve until the process is asked to end. Shims and containers go on."""
-    require_root("taskd", "run containers")
-    require_own(config.root, "taskd")
+    await in_thread(require_root, "taskd", "run containers")
+    await in_thread(require_own, config.root, "taskd")
     channel = connect(config.metadata)
     plugged = Plugged(RemoteBackendRegistry(channel), "sandbox")
     try:

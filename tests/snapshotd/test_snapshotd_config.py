@@ -19,9 +19,9 @@ def configuration(tmp_path: Path, text: str) -> Path:
 
 def test_defaults(tmp_path: Path) -> None:
     """Directory and socket carry the snapshotter's name; commits are durable."""
-    config = read(load(configuration(tmp_path, ""), root=tmp_path, state=tmp_path), "native")
+    config = read(load(configuration(tmp_path, ""), root=tmp_path, state=tmp_path / "s"), "native")
     assert config.root == tmp_path / "snapshotd-native"
-    assert config.address == f"unix://{tmp_path}/snapshotd-native.sock"
+    assert config.address == f"unix://{tmp_path}/s/snapshotd-native.sock"
     assert config.settings.durable
     assert isinstance(config.make_driver(), Native)
 

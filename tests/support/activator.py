@@ -91,9 +91,10 @@ class Activator:
 
     def forget(self) -> None:
         """Take what has arrived, and look at none of it."""
+        self.notifications.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
-                self.notifications.recv(4096, socket.MSG_DONTWAIT)
+                self.notifications.recv(4096)
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         assert self.process is not None
