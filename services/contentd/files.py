@@ -88,8 +88,11 @@ def prepare(layout: Layout) -> int:
             os.makedirs(layout.blobs(algorithm), mode=0o700, exist_ok=True)
             os.makedirs(f"{layout.root}/labels/{algorithm}", mode=0o700, exist_ok=True)
         os.makedirs(layout.ingests, mode=0o700, exist_ok=True)
-        for directory in ("blobs", "labels", ".", ".."):
+        for directory in ("blobs", "labels", "."):
             flush_directory(os.path.join(layout.root, directory))
+        parent = os.path.dirname(os.path.abspath(layout.root))
+        if os.access(parent, os.R_OK):  # otherwise whoever made our directory there has to make its name last
+            flush_directory(parent)
         lock = _claim(layout)
         for algorithm in HEX_LENGTHS:
             # A killed predecessor may have named blobs, which we are about to say are there, and not got to flush.

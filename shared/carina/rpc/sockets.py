@@ -18,6 +18,8 @@ BACKLOG: Final = 1024
 FIRST_INHERITED: Final = 3
 """sd_listen_fds(3)."""
 SO_PEERGROUPS: Final = 59
+_MOST: Final = 1024
+"""Bytes that getsockopt takes in Python: 256 groups. Whoever has more needs the group as the first of them."""
 _PROBE_SECONDS: Final = 2.0
 
 
@@ -206,7 +208,7 @@ def admits(sock: socket.socket, *, gid: int | None) -> bool:
         return True
     gid = os.getegid() if gid is None else gid
     try:
-        groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * 1024)
+        groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _MOST)
     except OSError:
         groups = b""
     return gid == group or gid in struct.unpack(f"{len(groups) // 4}i", groups)
