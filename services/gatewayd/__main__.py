@@ -16,10 +16,11 @@ from gatewayd.daemon import serve
 @click.option("--config", "path", type=click.Path(path_type=Path), help="Configuration file.")
 @click.option("--root", type=click.Path(path_type=Path), help="Directory of what survives a reboot.")
 @click.option("--state", type=click.Path(path_type=Path), help="Directory of sockets.")
-def main(path: Path | None, root: Path | None, state: Path | None) -> None:
+@click.option("--group", help="Group, by name or number, whose members may connect.")
+def main(path: Path | None, root: Path | None, state: Path | None, group: str | None) -> None:
     """Serve the whole of containerd's API on one socket."""
     try:
-        config = settings.read(constellation.load(path, root=root, state=state))
+        config = settings.read(constellation.load(path, root=root, state=state), group=group)
     except CarinaError as error:
         raise click.ClickException(str(error)) from error
     run("gatewayd", functools.partial(serve, config))

@@ -37,8 +37,8 @@ class Config:
         return {"metadatad": self.metadata, "imaged": self.images, "taskd": self.tasks}
 
 
-def read(constellation: Constellation) -> Config:
-    """The settings of the gateway.
+def read(constellation: Constellation, *, group: str | None = None) -> Config:
+    """The settings of the gateway; a `group` given here wins.
 
     Raises:
         InvalidArgument: a value is not what its key needs, or a key is unknown.
@@ -53,7 +53,7 @@ def read(constellation: Constellation) -> Config:
         metadata=constellation.services["metadata"],
         images=constellation.services["images"],
         tasks=constellation.services["tasks"],
-        gid=_gid(table.get("group")),
+        gid=_gid(table.get("group") if group is None else int(group) if group.isdecimal() else group),
         grace=_seconds(table, "grace", DEFAULT_GRACE),
         stall_timeout=_seconds(table, "stall_timeout", DEFAULT_STALL),
     )

@@ -35,7 +35,7 @@ from taskd.shim import Launcher
 from taskd.tasks import Tasks
 
 _FLUSH_SECONDS: Final = 1.0
-_STATE_MODE: Final = 0o1771
+_STATE_MODE: Final = 0o3771
 """The widest that the state directory may be: nobody but its owner and its group lists it or makes files in it."""
 
 log = logging.getLogger(__name__)

@@ -20,8 +20,11 @@ NEEDED: Final = ("debootstrap", "systemd-nspawn", "nsenter")
 
 def missing() -> str:
     """Why there can be no machine here; empty where there can."""
-    absent = [name for name in NEEDED if shutil.which(name) is None]
-    return f"not installed: {', '.join(absent)} (debootstrap, systemd-container and util-linux have them)" if absent else ""
+    if absent := [name for name in NEEDED if shutil.which(name) is None]:
+        return f"not installed: {', '.join(absent)} (debootstrap, systemd-container and util-linux have them)"
+    if not (CACHE / "tree").exists() and not os.environ.get("CARINA_MACHINE"):
+        return f"no Debian in {CACHE}: CARINA_MACHINE=1 has one made, which takes minutes and the Debian archive"
+    return ""
 
 
 def tree() -> Path:
@@ -42,7 +45,9 @@ def wheels(root: Path) -> Path:
     path = CACHE / "wheels"
     if not (path / ".complete").exists():
         needed = [
-            line for line in (root / "requirements.lock").read_text().splitlines() if line.partition("==")[0] not in _DEV
+            line
+            for line in (root / "requirements.lock").read_text().splitlines()
+            if line.partition("==")[0] not in _DEV
         ]
         command = [shutil.which("python3.11") or "python3", "-m", "pip", "download", "--quiet", "--no-deps"]
         subprocess.run([*command, "--dest", str(path), *needed], check=True, capture_output=True, timeout=600)
@@ -70,10 +75,12 @@ class Machine:
             (self.directory / name).mkdir()
         options = f"lowerdir={tree()},upperdir={self.directory}/upper,workdir={self.directory}/work"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(self.root)], check=True)
+        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n")
 
     def start(self) -> None:
         command = [
             *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--capability=all"),
+            "--system-call-filter=@keyring bpf",  # runc makes a keyring for each container
             *("--directory", str(self.root), "--machine", self.directory.name),
             # An overlay can't have its upper directory on an overlay: the stores are the host's.
             f"--bind={self.directory}/data:/var/lib/carina",

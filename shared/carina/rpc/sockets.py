@@ -32,7 +32,7 @@ class Bound:
     identity: tuple[int, int] | None
 
     gid: int | None
-    """Members of this group may connect; None: of this process's own."""
+    """Members of this group may connect; None: the file lets no group."""
 
     def unlink(self) -> None:
         """Remove the socket's file, unless it is inherited or somebody else's by now."""
@@ -88,7 +88,8 @@ def _bind(path: Path, *, mode: int, gid: int | None, kind: int) -> Bound:
     except BaseException:
         sock.close()
         raise
-    return Bound(sock=sock, path=path, identity=_identity(path), gid=gid)
+    # The file's group may be the directory's (set-group-id): it says who may connect.
+    return Bound(sock=sock, path=path, identity=_identity(path), gid=path.stat().st_gid)
 
 
 @contextlib.contextmanager
