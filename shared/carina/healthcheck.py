@@ -1,7 +1,7 @@
-"""`python -m carina.healthcheck ADDRESS [PART]`: whether a service, or a part of it, can do its work; for `HEALTHCHECK`.
+"""`python -m carina.healthcheck ADDRESS [PART]`: whether a service, or a part of it, can do its work.
 
-Health checks run all the time, so this one needs nothing but the standard library and some milliseconds: one HTTP/2
-connection (RFC 9113) with one call, whose few headers are spelled out (RFC 7541, literals).
+Docker's health checks run all the time, so this one needs nothing but the standard library and some milliseconds:
+one HTTP/2 connection (RFC 9113) with one call, whose few headers are spelled out (RFC 7541, literals).
 Exit status: 0 it is serving, 1 it is not, 2 the command line is wrong.
 """
 

@@ -172,6 +172,7 @@ import json, os, subprocess, sys
 def lines(path):
     return dict(line.split(":", 1) for line in open(path).read().splitlines())
 found = {}
+first = lines('/proc/1/status')
 for unit in sys.argv[1:]:
     pid = subprocess.check_output(["systemctl", "show", "--value", "-p", "MainPID", unit], text=True).strip()
     status = lines(f"/proc/{pid}/status")
@@ -195,8 +196,9 @@ for unit in sys.argv[1:]:
     found[unit] = {
         "uid": uid, "gid": gid, "groups": groups,
         "bounding": int(status["CapBnd"], 16), "effective": int(status["CapEff"], 16),
-        "all": int(lines("/proc/1/status")["CapBnd"], 16),
-        "no_new_privileges": status["NoNewPrivs"].strip(), "filters": int(status["Seccomp_filters"]) - int(lines("/proc/1/status")["Seccomp_filters"]),
+        "all": int(first["CapBnd"], 16),
+        "no_new_privileges": status["NoNewPrivs"].strip(),
+        "filters": int(status["Seccomp_filters"]) - int(first["Seccomp_filters"]),
         "mounts": os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/1/ns/mnt"),
         "network": os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/1/ns/net"),
         "listening": sorted(listening), "internet": internet, "writable": writable,

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,8 @@ def missing() -> str:
     """Why there can be no machine here; empty where there can."""
     if absent := [name for name in NEEDED if shutil.which(name) is None]:
         return f"not installed: {', '.join(absent)} (debootstrap, systemd-container and util-linux have them)"
-    if not (CACHE / "tree").exists() and not os.environ.get("CARINA_MACHINE"):
-        return f"no Debian in {CACHE}: CARINA_MACHINE=1 has one made, which takes minutes and the Debian archive"
+    if not os.environ.get("CARINA_MACHINE"):
+        return "takes some minutes, the first time more, and the Debian archive: CARINA_MACHINE=1 runs it"
     return ""
 
 
@@ -63,7 +64,8 @@ class Machine:
     """Runs while the block does, on a throw-away copy of the tree."""
 
     def __init__(self, *, binds: dict[Path, str]) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="carina-machine-", dir="/tmp"))
+        self.directory = Path("/tmp") / f"carina-machine-{secrets.token_hex(4)}"  # also its name, as of a host
+        self.directory.mkdir(mode=0o700)
         self.root = self.directory / "root"
         self.log = self.directory / "console"
         self._binds = binds
