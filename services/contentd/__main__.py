@@ -68,5 +68,10 @@ def verify(paths: _Paths, quarantine: bool, rate: float) -> None:
         raise SystemExit(1)
 
 
+def start(path: Path | None, root: Path | None, state: Path | None) -> None:
+    """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
+    run("contentd", functools.partial(serve, settings.read(constellation.load(path, root=root, state=state))))
+
+
 if __name__ == "__main__":
     main()

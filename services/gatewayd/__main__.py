@@ -20,10 +20,17 @@ from gatewayd.daemon import serve
 def main(path: Path | None, root: Path | None, state: Path | None, group: str | None) -> None:
     """Serve the whole of containerd's API on one socket."""
     try:
-        config = settings.read(constellation.load(path, root=root, state=state), group=group)
+        start(path, root, state, group)
     except CarinaError as error:
         raise click.ClickException(str(error)) from error
-    run("gatewayd", functools.partial(serve, config))
+
+
+def start(path: Path | None, root: Path | None, state: Path | None, group: str | None = None) -> None:
+    """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
+    run(
+        "gatewayd",
+        functools.partial(serve, settings.read(constellation.load(path, root=root, state=state), group=group)),
+    )
 
 
 if __name__ == "__main__":

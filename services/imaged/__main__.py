@@ -19,10 +19,14 @@ from imaged.daemon import serve
 def main(path: Path | None, root: Path | None, state: Path | None) -> None:
     """Serve image operations: transfers between registries, archives and the image store, and layers."""
     try:
-        config = Config.of(constellation.load(path, root=root, state=state))
+        start(path, root, state)
     except CarinaError as error:
         raise click.ClickException(str(error)) from error
-    run("imaged", functools.partial(serve, config))
+
+
+def start(path: Path | None, root: Path | None, state: Path | None) -> None:
+    """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
+    run("imaged", functools.partial(serve, Config.of(constellation.load(path, root=root, state=state))))
 
 
 if __name__ == "__main__":

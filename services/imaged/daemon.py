@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -14,7 +15,9 @@ from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
 from carina.backends.client import RemoteBackendRegistry
 from carina.backends.plugged import Plugged
+from carina.content import ContentStore
 from carina.content.client import RemoteContentStore
+from carina.diff import Differ
 from carina.diff.server import DiffService
 from carina.errors import CarinaError
 from carina.images.client import RemoteImageStore
@@ -27,17 +30,16 @@ from carina.rpc.client import Channel, connect
 from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
 from carina.snapshots.client import RemoteSnapshotter
+from carina.transfer import Transfer
 from carina.transfer.server import StreamingService, TransferService
 from carina.transfer.streams import Streams
 from imaged.config import Config
 from imaged.differ import LocalDiffer
 from imaged.differs import Differs
-from imaged.fetcher import Pace
+from imaged.later import LaterTransfers
 from imaged.patience import Retry
 from imaged.proxies import Proxies
-from imaged.pull import Stores
 from imaged.rpc import IntrospectionService
-from imaged.transfer import Timeouts, Transfers
 
 PROBE_SECONDS: Final = 10.0
 _log = logging.getLogger(__name__)
@@ -57,27 +59,8 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             content, scratch=scratch, limits=config.limits, processors=config.stream_processors, workers=workers
         )
         differ = Differs(own, plugged, order=config.differs, stall=config.stall_timeout)
-        transfers = Transfers(
-            Stores(
-                content=content,
-                images=RemoteImageStore(metadata),
-                leases=RemoteLeaseManager(metadata),
-                snapshotter=lambda name: RemoteSnapshotter(metadata, name),
-                differ=differ,
-                default_snapshotter=config.default_snapshotter,
-                downloads=config.max_concurrent_downloads,
-                uploads=config.max_concurrent_uploaded_layers,
-                pace=Pace(piece=config.concurrent_layer_fetch_buffer, floor=config.minimum_rate),
-                capabilities=_capabilities(metadata),
-                sync_fs=config.sync_fs,
-                verifiers=config.verifiers,
-                workers=workers,
-            ),
-            config_path=config.config_path,
-            retry=Retry(attempts=config.attempts),
-            proxies=Proxies.of(os.environ),
-            timeouts=Timeouts(connect=config.connect_timeout, stall=config.stall_timeout),
-        )
+        proxies = Proxies.of(os.environ)  # now, since a mistake in them is one of the start
+        transfers = LaterTransfers(functools.partial(_transfers, config, metadata, content, differ, proxies, workers))
         streams = Streams()
         handlers = [
             TransferService(transfers, streams),
@@ -89,6 +72,34 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         await stack.enter_async_context(_watching(metadata, listener))
         lifetime.ready()
         await lifetime.stopped()
+
+
+def _transfers(config: Config, metadata: Channel, content: ContentStore, differ: Differ, proxies: Proxies) -> Transfer:
+    from imaged.fetcher import Pace
+    from imaged.pull import Stores
+    from imaged.transfer import Timeouts, Transfers
+
+    return Transfers(
+        Stores(
+            content=content,
+            images=RemoteImageStore(metadata),
+            leases=RemoteLeaseManager(metadata),
+            snapshotter=lambda name: RemoteSnapshotter(metadata, name),
+            differ=differ,
+            default_snapshotter=config.default_snapshotter,
+            downloads=config.max_concurrent_downloads,
+            uploads=config.max_concurrent_uploaded_layers,
+            pace=Pace(piece=config.concurrent_layer_fetch_buffer, floor=config.minimum_rate),
+            capabilities=_capabilities(metadata),
+            sync_fs=config.sync_fs,
+            verifiers=config.verifiers,
+            workers=workers,
+        ),
+        config_path=config.config_path,
+        retry=Retry(attempts=config.attempts),
+        proxies=proxies,
+        timeouts=Timeouts(connect=config.connect_timeout, stall=config.stall_timeout),
+    )
 
 
 def _scratch(root: Path) -> Path:

@@ -9,12 +9,13 @@ The loopback interface is never reached through a proxy.
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from yarl import URL
-
 from carina.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from yarl import URL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -33,7 +34,7 @@ class Proxies:
         exceptions = (part.strip().lower() for part in one("NO_PROXY").split(","))
         return cls(https=one("HTTPS_PROXY"), http=one("HTTP_PROXY"), exceptions=tuple(filter(None, exceptions)))
 
-    def between(self, url: str) -> URL | None:
+    def between(self, url: str) -> "URL | None":
         """The proxy for a URL, with what it wants to know in its own.
 
         Raises:
@@ -44,6 +45,8 @@ class Proxies:
         host = parts.hostname or ""
         if not text or self._direct(host, parts.port or (443 if parts.scheme == "https" else 80)):
             return None
+        from yarl import URL  # with the http client, which is loaded when it is needed
+
         try:
             proxy = URL(text if "://" in text else f"http://{text}")
         except ValueError:

@@ -77,5 +77,10 @@ def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {noun}" for noun, count in counts.items() if count)
 
 
+def start(path: Path | None, root: Path | None, state: Path | None) -> None:
+    """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
+    run("metadatad", functools.partial(serve, settings.read(constellation.load(path, root=root, state=state))))
+
+
 if __name__ == "__main__":
     main()

@@ -20,9 +20,14 @@ from snapshotd.daemon import serve
 def main(path: Path | None, root: Path | None, state: Path | None, snapshotter: str) -> None:
     """Serve one snapshotter: overlayfs, native, or another name that the configuration gives a driver."""
     try:
-        config = settings.read(constellation.load(path, root=root, state=state), snapshotter)
+        start(path, root, state, snapshotter)
     except CarinaError as error:
         raise click.ClickException(str(error)) from error
+
+
+def start(path: Path | None, root: Path | None, state: Path | None, snapshotter: str) -> None:
+    """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
+    config = settings.read(constellation.load(path, root=root, state=state), snapshotter)
     run(f"snapshotd-{config.name}", functools.partial(serve, config))
 
 

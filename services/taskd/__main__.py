@@ -1,10 +1,11 @@
 """Runs taskd."""
 
+import functools
 from pathlib import Path
 
 import click
 
-from carina.aio.daemon import Lifetime, run
+from carina.aio.daemon import run
 from carina.config import load
 from carina.errors import CarinaError
 from taskd.config import from_constellation
@@ -18,14 +19,14 @@ from taskd.daemon import serve
 def main(path: Path | None, root: Path | None, state: Path | None) -> None:
     """The service of running containers."""
     try:
-        config = from_constellation(load(path, root=root, state=state))
+        start(path, root, state)
     except CarinaError as error:
         raise click.ClickException(str(error)) from error
 
-    async def serving(lifetime: Lifetime) -> None:
-        await serve(config, lifetime)
 
-    run("taskd", serving)
+def start(path: Path | None, root: Path | None, state: Path | None) -> None:
+    """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
+    run("taskd", functools.partial(serve, from_constellation(load(path, root=root, state=state))))
 
 
 if __name__ == "__main__":

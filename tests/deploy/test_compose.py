@@ -87,6 +87,7 @@ def test_the_constellation_in_containers(reference: str) -> None:
     """Pull, run, exec and remove with the host's `ctr`; each service killed and replaced while containers run on."""
     with Composed(group=GROUP) as composed:
         composed.compose("up", "--detach", timeout=400)
+        composed.until("NAME", "namespaces", "ls")
         _is_reached_by_its_groups(composed)
         composed.ctr("images", "pull", "--plain-http", reference)
         assert composed.ctr("run", "--rm", reference, "once", "echo", "hello").output == "hello\n"
