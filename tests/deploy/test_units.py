@@ -24,9 +24,9 @@ def installed(tmp_path: Path) -> Path:
             text = re.sub(r"^ExecStart=/opt/\S+", "ExecStart=/bin/true", unit.read_text(), flags=re.MULTILINE)
             text = re.sub(r"^User=.*", "User=daemon", text, flags=re.MULTILINE)
             (tmp_path / unit.name).write_text(text)
-    for unit in ("snapshotd@native", "snapshotd@overlayfs"):
+    for name in ("snapshotd@native", "snapshotd@overlayfs"):
         for kind in ("service", "socket"):
-            (tmp_path / f"{unit}.{kind}").symlink_to(f"snapshotd@.{kind}")
+            (tmp_path / f"{name}.{kind}").symlink_to(f"snapshotd@.{kind}")
     return tmp_path
 
 

@@ -34,6 +34,17 @@ def stubborn(arguments):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     steady(arguments)
 
+def last_words(arguments):
+    def end(*_):
+        print("ends:", sys.argv[0], flush=True)
+        os._exit(0)
+    signal.signal(signal.SIGTERM, end)
+    steady(arguments)
+
+def short(arguments):
+    ready()
+    time.sleep(0.05)
+
 def broken(arguments):
     raise KeyError("what is wrong")
 
@@ -208,3 +219,27 @@ def test_nobody_need_listen_to_the_supervisor(running: Running) -> None:
     assert process.poll() is None, running.log.read_text()
     process.terminate()
     assert process.wait(10) == 0
+
+
+def test_callers_end_before_what_they_call(running: Running) -> None:
+    """The gateway ends first, then who works, then the records, and the stores last; each has ended before the next."""
+    process = running.start(
+        *(f"{name}=last_words" for name in ("content", "metadata", "images", "tasks", "gateway", "snapshots.native"))
+    )
+    running.wait_for("all ready")
+    process.terminate()
+    assert process.wait(30) == 0
+    ended = [line.split()[-1] for line in running.log.read_text().splitlines() if line.startswith("ends:")]
+
+    assert [ended[0], ended[3]] == ["gatewayd", "metadatad"]
+    assert [sorted(ended[1:3]), sorted(ended[4:])] == [["imaged", "taskd"], ["contentd", "snapshotd-native"]]
+
+
+def test_what_ends_again_and_again_is_waited_for_longer(running: Running) -> None:
+    """The pause before a restart doubles each time, and the others are left alone."""
+    running.start("content=steady", "gateway=short")
+    for pause in ("0.1", "0.2", "0.4", "0.8"):
+        running.wait_for(f"ended with exit status 0, starting it again in {pause} s")
+    said = [line for line in running.log.read_text().splitlines() if "starting it again" in line]
+
+    assert all(line.startswith("carina: gatewayd (pid ") for line in said)
