@@ -146,6 +146,7 @@ def _inherited(path: Path, kind: int) -> socket.socket | None:
             expected = "ListenSequentialPacket=" if kind == socket.SOCK_SEQPACKET else "ListenStream="
             raise InvalidArgument(f"socket {path}, passed as {name}, is of another kind: expected one of {expected}")
         _claimed.add(number)
+        os.set_inheritable(number, False)  # nor is it the business of a process that we start
         sock.setblocking(False)
         return sock
     return None
