@@ -74,7 +74,14 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         await lifetime.stopped()
 
 
-def _transfers(config: Config, metadata: Channel, content: ContentStore, differ: Differ, proxies: Proxies) -> Transfer:
+def _transfers(
+    config: Config,
+    metadata: Channel,
+    content: ContentStore,
+    differ: Differ,
+    proxies: Proxies,
+    workers: Workers,
+) -> Transfer:
     from imaged.fetcher import Pace
     from imaged.pull import Stores
     from imaged.transfer import Timeouts, Transfers
