@@ -35,6 +35,9 @@ def test_every_service_is_a_command_and_a_unit_and_a_compose_service() -> None:
         assert (ROOT / "deploy" / "systemd" / f"{service}.service").exists() or (
             ROOT / "deploy" / "systemd" / f"{service}@.service"
         ).exists()
+        units = {path.name for path in (ROOT / "deploy" / "systemd").iterdir()}
+        assert units & {f"{service}.socket", f"{service}@.socket"}, service
+        assert f"\n| {service}" in (ROOT / "docs" / "security.md").read_text(), service
         assert f"{service}" in compose
 
 
