@@ -14,7 +14,7 @@ from support import machine
 from support.constellation import Result
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-NEEDED: Final = ("dockerd", "docker", "docker-compose", "debootstrap", "ctr", "nsenter", "unshare")
+NEEDED: Final = ("dockerd", "docker", "docker-compose", "ctr", "nsenter", "unshare")
 IMAGE: Final = "carina-compose-test"
 # The directories that the file names are scratch ones in here, and what is mounted in one container reaches the others.
 _START: Final = """
@@ -34,7 +34,7 @@ exec "$@"
 
 def missing() -> str:
     """Why there can be no such constellation here; empty where there can."""
-    if absent := [name for name in NEEDED if shutil.which(name) is None]:
+    if absent := [name for name in (*NEEDED, *machine.tools()) if shutil.which(name) is None]:
         return f"not installed: {', '.join(absent)} (docker.io, docker-compose, debootstrap and containerd have them)"
     if not os.environ.get("CARINA_COMPOSE"):
         return "takes some minutes, the first time more, and the Debian archive: CARINA_COMPOSE=1 runs it"

@@ -16,16 +16,21 @@ from support.constellation import Result
 CACHE: Final = Path(os.environ.get("CARINA_TEST_CACHE") or Path.home() / ".cache" / "carina-test")
 SUITE: Final = "bookworm"
 PACKAGES: Final = "systemd,systemd-sysv,dbus,python3,python3-venv,containerd,runc,ca-certificates,procps"
-NEEDED: Final = ("debootstrap", "systemd-nspawn", "nsenter")
+NEEDED: Final = ("systemd-nspawn", "nsenter")
 
 
 def missing() -> str:
     """Why there can be no machine here; empty where there can."""
-    if absent := [name for name in NEEDED if shutil.which(name) is None]:
+    if absent := [name for name in (*NEEDED, *tools()) if shutil.which(name) is None]:
         return f"not installed: {', '.join(absent)} (debootstrap, systemd-container and util-linux have them)"
     if not os.environ.get("CARINA_MACHINE"):
         return "takes some minutes, the first time more, and the Debian archive: CARINA_MACHINE=1 runs it"
     return ""
+
+
+def tools() -> list[str]:
+    """Programs that are needed to make what is kept in the cache, as far as it is not there."""
+    return [] if (CACHE / "tree").exists() else ["debootstrap"]
 
 
 def tree() -> Path:
