@@ -110,7 +110,7 @@ def test_limited_rate() -> None:
 
 def test_no_store(tmp_path: Path) -> None:
     """A directory without a store can't be checked, which is not the same as damage."""
-    done = CliRunner().invoke(main, ["--root", str(tmp_path), "--state", str(tmp_path), "verify", "--rate", "0"])
+    done = CliRunner().invoke(main, ["--root", str(tmp_path), "--state", str(tmp_path / "s"), "verify", "--rate", "0"])
     assert (done.exit_code, done.output) == (3, f"contentd verify: there is no content store in {tmp_path}/contentd\n")
 
 
