@@ -1,6 +1,6 @@
 """Our own differ and those that are plugged in, asked in turn: the first that takes a media type does the work.
 
-Which ones are plugged in is metadatad's to know, and is asked only where a plugin's turn comes.
+Which ones are plugged in is metadatad's to know, and so is which one has taken the place of our own, by a swap.
 """
 
 import contextlib
@@ -47,6 +47,9 @@ class Differs:
                 raise FailedPrecondition("a differ that is plugged in needs the layers below the one that it applies")
             return await differ.apply(layer, mounts, sync_fs=sync_fs, payloads=payloads)
 
+        if _is_half(mounts) and await self._swapped() is not None:
+            return await work(self._own)
+
         return await self._first(work, layer.media_type)
 
     async def diff(
@@ -86,15 +89,20 @@ class Differs:
     async def _in_turn(self) -> AsyncGenerator[tuple[str, Backend | None], None]:
         """Names and plugins; no plugin stands for our own differ."""
         if not self._order:
-            yield OWN, None
+            yield OWN, await self._swapped()
             for backend in await self._plugged.all():
-                yield backend.name, backend
+                if backend.name != OWN:
+                    yield backend.name, backend
             return
         for name in self._order:
             if name == OWN:
-                yield OWN, None
+                yield OWN, await self._swapped()
             elif (found := await self._plugged.find(name)) is not None:
                 yield name, found
+
+    async def _swapped(self) -> Backend | None:
+        """The differ that has taken the place of our own, if one has."""
+        return await self._plugged.find(OWN)
 
     async def _outside(self, work: Work, backend: Backend) -> Descriptor:
         with self._plugged.calling(backend) as channel:

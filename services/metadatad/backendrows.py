@@ -4,7 +4,7 @@ import sqlite3
 from typing import Final
 
 from carina.backends import Backend
-from carina.errors import AlreadyExists
+from carina.errors import AlreadyExists, FailedPrecondition
 from carina.sqlite import now
 from metadatad import snaprows
 from metadatad.columns import pack, unpack
@@ -48,6 +48,21 @@ def delete(connection: sqlite3.Connection, type: str, name: str) -> None:
     if type == "snapshot":
         connection.execute("DELETE FROM tombstones WHERE type = 'snapshot' AND backend = ?", (name,))
     connection.execute("DELETE FROM backends WHERE type = ? AND name = ?", (type, name))
+    connection.execute("DELETE FROM swaps WHERE type = ? AND name = ?", (type, name))
+
+
+def forget(connection: sqlite3.Connection, backend: Backend, *, force: bool) -> None:
+    """Forget a back end that is taken out; with `force`, its snapshots as well.
+
+    Raises:
+        FailedPrecondition: records need it.
+    """
+    needed = dependents(connection, backend.type, backend.name)
+    if needed and not force:
+        raise FailedPrecondition(f"{backend.type} back end {backend.name!r} is needed: {needed}")
+    if backend.type == "snapshot":
+        forget_snapshots(connection, backend.name)
+    delete(connection, backend.type, backend.name)
 
 
 def dependents(connection: sqlite3.Connection, type: str, name: str) -> str:

@@ -1,6 +1,6 @@
 """The back ends: from the configuration and added live. Each is asked again and again whether it still answers.
 
-    [services.content] [services.snapshots.NAME]     the constellation's own
+    [services.content] [services.snapshots.NAME]     the constellation's own, or where a swap has moved them
     [proxy_plugins.NAME]                             somebody else's; `reload` takes over what has changed there
     `add`                                            live, recorded in the database
 
@@ -10,8 +10,7 @@ A back end that does not answer is listed with its error and costs nobody else a
 import asyncio
 import contextlib
 import logging
-import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -27,19 +26,23 @@ from carina.errors import (
     NotFound,
     Unavailable,
 )
-from carina.integrity.client import RemoteIntegrity
 from carina.lane.client import RemoteTokenLane
-from carina.rpc.client import Channel
-from metadatad import backendrows, reloading
+from carina.snapshots import Snapshotter
+from carina.swap import Place
+from metadatad import backendrows, reloading, sides
 from metadatad.claims import Claims
 from metadatad.content import NamespacedContentStore
 from metadatad.entries import Entry, Key
+from metadatad.gate import Gated
 from metadatad.peers import Peer
 from metadatad.records import Records
 from metadatad.reloading import Change, configured, plugin_of
 from metadatad.removal import ContentRemover, Remover, SnapshotRemover
+from metadatad.retired import Retired
 from metadatad.sides import ContentSide, SnapshotSide
 from metadatad.snapshots import NamespacedSnapshotter
+from metadatad.stays import Divided, Stays
+from metadatad.swapping import Mover, differ, key_of
 
 PAUSE_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
@@ -69,21 +72,27 @@ class Registry:
 
     def __init__(self, records: Records, config: Config, settings: Settings) -> None:
         self._records = records
-        self._config = config
         self._settings = settings
         self._entries: dict[Key, Entry] = {}
         self._claims = Claims()
         self._tasks: asyncio.TaskGroup | None = None
         self._watches: dict[Key, asyncio.Task[None]] = {}
-        self._retired: set[Channel] = set()
-        self._changing = asyncio.Lock()
+        self._retired = Retired()
+        self.changing = asyncio.Lock()
+        self.mover = Mover(self, records, content=settings.content)
+        self.config = config
+        self._stays: dict[str, Stays] = {}
         self.on_health: Callable[[str, bool | None], None] = lambda name, serving: None
         """Told when a back end begins or stops to answer, and with None when it is taken out."""
         self.reread: Callable[[], Config] = self._reread
         """Reads and validates the configuration again; it may block."""
 
     def _reread(self) -> Config:
-        return load(self._config.path, root=self._config.root, state=self._config.state)
+        return load(self.config.path, root=self.config.root, state=self.config.state)
+
+    def gated(self, name: str) -> Snapshotter:
+        """What clients call. Raises InvalidArgument: none of that name."""
+        return Gated(self.snapshotter(name), self._entries["snapshot", name].gate)
 
     def snapshotter(self, name: str) -> NamespacedSnapshotter:
         """Raises InvalidArgument: none of that name (as containerd answers)."""
@@ -106,32 +115,11 @@ class Registry:
 
     def content_side(self) -> ContentSide:
         """The content store that is in use, for the check."""
-        entry = self._content_entry
-        assert entry.remover is not None
-        return ContentSide(
-            store=RemoteContentStore(entry.channel),
-            integrity=RemoteIntegrity(entry.channel),
-            peer=entry.peer,
-            claims=self._claims,
-            remover=entry.remover,
-            own=entry.backend.own,
-            forget=self.content.forget,
-        )
+        return sides.of_content(self._content_entry, self._claims, self.content.forget)
 
     def snapshot_sides(self) -> dict[str, SnapshotSide]:
         """Every snapshotter by its name, for the check."""
-        return {
-            entry.backend.name: SnapshotSide(
-                name=entry.backend.name,
-                snapshotter=entry.snapshotter.backend,
-                peer=entry.peer,
-                claims=self._claims,
-                remover=entry.remover,
-                own=entry.backend.own,
-            )
-            for entry in self._entries.values()
-            if entry.snapshotter is not None and entry.remover is not None
-        }
+        return sides.of_snapshotters(self._entries.values(), self._claims)
 
     async def settle(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -146,12 +134,12 @@ class Registry:
     async def add(self, backend: Backend) -> Backend:
         backend = replace(backend, own=False, configured=False, error="")
         self._admit(backend)
-        entry = self._made(backend)
+        entry = self.made(backend)
         try:
             await entry.probe()
             if entry.backend.error:
                 raise Unavailable(f"{backend.type} back end {backend.name!r} is not usable: {entry.backend.error}")
-            async with self._changing:
+            async with self.changing:
                 self._admit(backend)
                 await self._records.write(lambda transaction: backendrows.insert(transaction.connection, backend))
                 self._register(entry)
@@ -167,10 +155,10 @@ class Registry:
         if any(entry.stated.name == backend.name for entry in self._entries.values()):
             raise AlreadyExists(f"a back end {backend.name!r} is there already")
         plugins = [plugin_of(entry.stated) for entry in self._entries.values() if not entry.stated.own]
-        validate_plugin(plugin_of(backend), self._config.services, plugins)
+        validate_plugin(plugin_of(backend), self.config.services, plugins)
 
     async def remove(self, type: str, name: str, *, force: bool = False) -> None:
-        async with self._changing:
+        async with self.changing:
             entry = self._find(type, name)
             if entry.stated.configured:
                 raise FailedPrecondition(
@@ -180,7 +168,7 @@ class Registry:
                 raise FailedPrecondition(f"content back end {name!r} holds the content that is in use")
             with self._without([entry]):
                 await self._records.write(
-                    lambda transaction: _forget(transaction.connection, entry.stated, force=force)
+                    lambda transaction: backendrows.forget(transaction.connection, entry.stated, force=force)
                 )
             self._close(entry)
 
@@ -217,18 +205,47 @@ class Registry:
         return [entry.backend for entry in self._entries.values()]
 
     async def reload(self) -> Reloaded:
-        async with self._changing:
+        async with self.changing:
             new = await in_thread(self.reread)
             live = [entry.stated for entry in self._entries.values() if not entry.stated.configured]
-            change = reloading.change(self._config, new, live=live, content=self._settings.content)
+            change = reloading.change(self.config, new, live=live, content=self._settings.content)
+            moves = [self.mover.homeward(service, new) for service in change.moved]
             gone = [self._entries[backend.type, backend.name] for backend in change.removed]
             with self._without(gone):
-                await self._records.write(lambda transaction: reloading.record(transaction.connection, change))
-            self._config = new
+                said = await self.mover.carry_out(
+                    moves, lambda transaction: reloading.record(transaction.connection, change)
+                )
+            self.config = new
             fresh = self._apply(change)
-        if fresh:
+        if fresh or moves:
             await self.list()
-        return Reloaded(path=str(new.path or ""), changes=change.said, later=change.later)
+        return Reloaded(path=str(new.path or ""), changes=(*change.said, *said), later=change.later)
+
+    def found(self, service: str) -> Entry | None:
+        """See `metadatad.swapping.Registry`, as for the next two."""
+        return self._entries.get(key_of(service, self._settings.content))
+
+    def others(self, backend: Backend) -> Sequence[Backend]:
+        return [entry.stated for entry in self._entries.values() if entry.key != (backend.type, backend.name)]
+
+    def moved(self, entry: Entry | None, stated: Backend, stays: Mapping[str, Place]) -> None:
+        if entry is None:
+            self._watch(self._open(stated))
+            return
+        if stated.type == "diff" and stated.own:  # our own differ is in imaged
+            self._close(entry)
+            return
+        old = entry.restate(stated)
+        if stays and stated.type == "snapshot":
+            self._stays.setdefault(stated.name, Stays(stated.name, self._records, {})).places = dict(stays)
+        elif stated.name in self._stays:
+            self._stays[stated.name].places.clear()
+        self._build(entry)
+        if stated.type == "content":
+            self.content.move(RemoteContentStore(entry.channel), entry.peer, RemoteTokenLane(entry.channel))
+            entry.remover = self._content_remover(entry)
+        if old is not None:
+            self._retired.add(old, stated.name, self._tasks)
 
     def _apply(self, change: Change) -> bool:
         for backend in change.removed:
@@ -238,7 +255,7 @@ class Registry:
             old = entry.restate(backend)
             self._build(entry)
             if old is not None:
-                self._retire(old, entry.stated.name)
+                self._retired.add(old, entry.stated.name, self._tasks)
         for backend in change.added:
             self._watch(self._open(backend))
         return bool(change.changed or change.added)
@@ -249,16 +266,25 @@ class Registry:
         Raises:
             InvalidArgument: the configuration names a back end that can't be.
         """
-        for backend in configured(self._config):
-            self._open(backend)
+        for backend in configured(self.config):
+            await self._open_where_it_is(backend)
+        if (await self.mover.placed(own := differ(self.config))) != own:
+            await self._open_where_it_is(own)
         for backend in await self._records.read(backendrows.all_of):
             if all(entry.stated.name != backend.name for entry in self._entries.values()):
-                self._open(backend)
+                await self._open_where_it_is(backend)
             else:
                 log.warning(
                     "%s back end %s was added live, and is now in the configuration", backend.type, backend.name
                 )
         self.content = self._open_content()
+
+    async def _open_where_it_is(self, home: Backend) -> None:
+        """Open a back end at the place that it was moved to, if it was."""
+        stays = await self.mover.stays(home)
+        if stays:
+            self._stays[home.name] = Stays(home.name, self._records, stays)
+        self._open(await self.mover.placed(home)).home = home
 
     async def serve(self) -> None:
         """Ask the back ends again and again, until cancelled."""
@@ -276,15 +302,17 @@ class Registry:
             self.content.close()
         for entry in list(self._entries.values()):
             self._close(entry)
-        for channel in self._retired:
-            channel.close()
+        self._retired.close()
+        for stays in self._stays.values():
+            stays.close()
 
     def _open(self, backend: Backend) -> Entry:
-        entry = self._made(backend)
+        entry = self.made(backend)
         self._register(entry)
         return entry
 
-    def _made(self, backend: Backend) -> Entry:
+    def made(self, backend: Backend) -> Entry:
+        """An entry that is not in the registry."""
         settings = self._settings
         return Entry(backend, answer_seconds=settings.answer_seconds, work_seconds=settings.work_seconds)
 
@@ -297,7 +325,10 @@ class Registry:
         """What is built on a snapshotter's channel: made, or put on the channel that it has now."""
         if entry.stated.type != "snapshot":
             return
-        remote, name = entry.remote, entry.stated.name
+        name = entry.stated.name
+        remote: Snapshotter = entry.remote
+        if name in self._stays:
+            remote = Divided(remote, self._stays[name])
         if entry.snapshotter is None:
             entry.snapshotter = NamespacedSnapshotter(name, self._records, remote, peer=entry.peer, claims=self._claims)
         else:
@@ -310,7 +341,7 @@ class Registry:
         if entry is None:
             raise InvalidArgument(f"metadata.content: there is no content plugin {name!r}")
         remote = RemoteContentStore(entry.channel)
-        entry.remover = ContentRemover(self._records, remote, peer=entry.peer, claims=self._claims)
+        entry.remover = self._content_remover(entry)
         return NamespacedContentStore(
             self._records,
             remote,
@@ -318,7 +349,12 @@ class Registry:
             claims=self._claims,
             shared=self._settings.shared,
             lane=RemoteTokenLane(entry.channel),
+            gate=entry.gate,
         )
+
+    def _content_remover(self, entry: Entry) -> Remover:
+        remote = RemoteContentStore(entry.channel)
+        return ContentRemover(self._records, remote, peer=entry.peer, claims=self._claims)
 
     def _close(self, entry: Entry) -> None:
         self._entries.pop(entry.key, None)
@@ -327,18 +363,6 @@ class Registry:
             watch.cancel()
         self.on_health(entry.stated.name, None)
         entry.channel.close()
-
-    def _retire(self, channel: Channel, name: str) -> None:
-        """Close a channel when what is under way on it has had its time."""
-
-        async def wait() -> None:
-            await asyncio.sleep(self._settings.work_seconds)
-            self._retired.discard(channel)
-            channel.close()
-
-        self._retired.add(channel)
-        if self._tasks is not None:
-            self._tasks.create_task(wait(), name=f"retire {name}")
 
     def _watch(self, entry: Entry) -> None:
         if self._tasks is not None:
@@ -375,12 +399,3 @@ async def _settle(settling: Awaitable[None], peer: Peer) -> None:
         await settling
     except CarinaError as error:
         log.warning("%s: not everything could be settled: %s", peer.name, error)
-
-
-def _forget(connection: sqlite3.Connection, backend: Backend, *, force: bool) -> None:
-    needed = backendrows.dependents(connection, backend.type, backend.name)
-    if needed and not force:
-        raise FailedPrecondition(f"{backend.type} back end {backend.name!r} is needed: {needed}")
-    if backend.type == "snapshot":
-        backendrows.forget_snapshots(connection, backend.name)
-    backendrows.delete(connection, backend.type, backend.name)

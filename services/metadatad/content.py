@@ -35,6 +35,7 @@ from metadatad.blobs import Ingest
 from metadatad.cache import Bounded
 from metadatad.claims import Claims
 from metadatad.columns import validate_name
+from metadatad.gate import Gate
 from metadatad.ingests import NamespacedWriter, Store
 from metadatad.peers import Peer
 from metadatad.readers import BackendReader, MemoryReader
@@ -68,6 +69,7 @@ class NamespacedContentStore:
         claims: Claims,
         shared: bool = True,
         lane: TokenLane | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._records = records
         self._backend = backend
@@ -75,6 +77,7 @@ class NamespacedContentStore:
         self._claims = claims
         self._shared = shared
         self._lane = lane
+        self._gate = gate or Gate("content")
         self._started = now()
         self._settled = False
         self._infos: Bounded[tuple[str, Digest], Info] = Bounded(KEPT_INFOS, weigh=_weight)
@@ -82,6 +85,15 @@ class NamespacedContentStore:
         self._readers = OpenBlobs(self._load)
         self._descriptors = True
         self._store = Store(records=records, backend=backend, peer=peer, claims=claims, changed=self.changed)
+
+    def move(self, backend: ContentStore, peer: Peer, lane: TokenLane | None) -> None:
+        """Go on with another back end, which has everything. Readers that are open go on with the one before."""
+        self._backend, self._peer, self._lane = backend, peer, lane
+        self._readers.close()
+        self._descriptors = True
+        self._store = Store(
+            records=self._records, backend=backend, peer=peer, claims=self._claims, changed=self.changed
+        )
 
     def changed(self, namespace: str, digest: Digest) -> None:
         """The record of a blob has changed or gone: forget what was kept of it."""
@@ -175,10 +187,12 @@ class NamespacedContentStore:
     async def reader(self, digest: Digest) -> Reader:
         info = await self.info(digest)
         if info.size > SMALL:
-            return await self._large(digest)
+            async with self._gate.passing():
+                return await self._large(digest)
         kept = self._bytes.get(digest)
         if kept is None:
-            kept = await self._read_small(info)
+            async with self._gate.passing():
+                kept = await self._read_small(info)
         return MemoryReader(kept)
 
     async def _large(self, digest: Digest) -> Reader:
@@ -243,11 +257,12 @@ class NamespacedContentStore:
 
     async def writer(self, ref: str, *, total: int = 0, expected: Digest | None = None) -> NamespacedWriter:
         call = context.current()
-        ingest, size = await self._open(ref, total=total, expected=expected)
-        faults.point("metadatad.content.opened")
-        writer = NamespacedWriter(self._store, call=call, namespace=context.namespace(), ingest=ingest, size=size)
-        if not ingest.shared:
-            await writer.open()
+        async with self._gate.passing():
+            ingest, size = await self._open(ref, total=total, expected=expected)
+            faults.point("metadatad.content.opened")
+            writer = NamespacedWriter(self._store, call=call, namespace=context.namespace(), ingest=ingest, size=size)
+            if not ingest.shared:
+                await writer.open()
         return writer
 
     async def abort(self, ref: str) -> None:
@@ -272,10 +287,11 @@ class NamespacedContentStore:
 
     async def blob_token(self, digest: Digest) -> Token:
         """A token of the back end's for a descriptor of the blob. Raises Unimplemented where it has no lane."""
-        lane = self._need_lane()
         info = await self.info(digest)
-        async with self._peer.answering():
-            return await lane.blob_token(info.digest)
+        async with self._gate.passing():
+            lane = self._need_lane()
+            async with self._peer.answering():
+                return await lane.blob_token(info.digest)
 
     async def ingest_token(
         self, ref: str, *, total: int = 0, expected: Digest | None = None, offset: int | None = None
@@ -285,15 +301,16 @@ class NamespacedContentStore:
         Raises:
             AlreadyExists: the namespace has the expected blob, or has it now, where it may share that of another.
         """
-        lane = self._need_lane()
-        ingest, size = await self._open(ref, total=total, expected=expected)
-        if ingest.shared:
-            call = context.current()
-            writer = NamespacedWriter(self._store, call=call, namespace=context.namespace(), ingest=ingest, size=size)
-            await writer.commit()
-            raise AlreadyExists(f"content {expected} already exists")
-        async with self._peer.answering():
-            return await lane.ingest_token(ingest.backend_ref, total=total, offset=offset)
+        async with self._gate.passing():
+            lane = self._need_lane()
+            ingest, size = await self._open(ref, total=total, expected=expected)
+            if not ingest.shared:
+                async with self._peer.answering():
+                    return await lane.ingest_token(ingest.backend_ref, total=total, offset=offset)
+        call = context.current()
+        writer = NamespacedWriter(self._store, call=call, namespace=context.namespace(), ingest=ingest, size=size)
+        await writer.commit()
+        raise AlreadyExists(f"content {expected} already exists")
 
     async def settle(self) -> None:
         """Remove, once in a process, the rows of earlier ingests that the back end no longer has.

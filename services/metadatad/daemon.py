@@ -33,6 +33,7 @@ from carina.rpc.server import serve as serve_rpc
 from carina.sandboxes.server import SandboxesService
 from carina.snapshots.server import SnapshotsService
 from carina.sqlite import Database, open_database
+from carina.swap.server import SwapService
 from metadatad import backup, rpc
 from metadatad.backends import Registry, open_registry
 from metadatad.backup import DatabaseBackup
@@ -104,11 +105,12 @@ def backend_handlers(records: Records, registry: Registry, collector: Collector)
     return [
         ContentService(registry.content),
         TokenLaneService(registry.content),
-        SnapshotsService(registry.snapshotter),
+        SnapshotsService(registry.gated),
         PluginsService(registry),
+        SwapService(registry.mover),
         BackupService(DatabaseBackup(records.database.path)),
         CheckService(Check(records, registry)),
-        GCService(collector, Explainer(records, registry.snapshotter)),
+        GCService(collector, Explainer(records, registry.gated)),
     ]
 
 

@@ -27,6 +27,7 @@ from carina.rpc.client import Channel, connect
 from carina.sandboxes.client import RemoteSandboxController
 from carina.snapshots.client import RemoteSnapshotter
 from metadatad.description import described
+from metadatad.gate import Gate
 from metadatad.peers import Peer
 from metadatad.removal import Remover
 from metadatad.snapshots import NamespacedSnapshotter
@@ -59,7 +60,10 @@ class Entry:
         self.backend = backend
         """As it was last known to be."""
         self.stated = backend
-        """As it was configured or added."""
+        """As it was configured or added, or where it was moved to."""
+        self.home = backend
+        """As it was configured or added: where it is back."""
+        self.gate = Gate(f"{backend.type} back end {backend.name}")
         self.remover: Remover | None = None
         self.snapshotter: NamespacedSnapshotter | None = None
         self.asked = False

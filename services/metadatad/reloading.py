@@ -8,8 +8,9 @@ from typing import Final
 from carina.backends import Backend
 from carina.config import SECTIONS, Config, ProxyPlugin, daemon, validate_plugin
 from carina.errors import FailedPrecondition, InvalidArgument
-from metadatad import backendrows
+from metadatad import backendrows, swaprows
 
+_BACK_ENDS: Final = ("content", "snapshots.")
 _SERVICES: Final = {"snapshots": "each snapshotd"}
 _FIELDS: Final = ("address", "namespace", "snapshotter", "lease", "platform", "exports", "capabilities")
 
@@ -23,6 +24,8 @@ class Change:
     """Added live before, and in the configuration now."""
     said: Sequence[str]
     """The same in words."""
+    moved: Sequence[str] = ()
+    """Services of the back ends that are to go to another address."""
     later: Sequence[str]
     """What has to wait until a service is started again."""
 
@@ -82,7 +85,14 @@ def change(old: Config, new: Config, *, live: Sequence[Backend], content: str) -
         InvalidArgument: a new plugin contradicts one that was added live.
     """
     before, after = old.proxy_plugins, new.proxy_plugins
-    later = list(_later(old, new))
+    moved = [
+        service
+        for service, address in new.services.items()
+        if service.startswith(_BACK_ENDS) and old.services.get(service, address) != address
+    ]
+    if content:
+        moved = [service for service in moved if service != "content"]
+    later = list(_later(old, new, moved))
     if content in before and before[content] != after.get(content):
         later.append(f"proxy_plugins.{content} holds the content: metadatad takes it over when it is started again")
         before = {name: plugin for name, plugin in before.items() if name != content}
@@ -118,6 +128,7 @@ def change(old: Config, new: Config, *, live: Sequence[Backend], content: str) -
         removed=[replace(backend_of(before[name]), configured=True) for name in removed],
         adopted=[backend_of(after[name]) for name in sorted(adopted)],
         said=said,
+        moved=moved,
         later=later,
     )
 
@@ -132,6 +143,8 @@ def record(connection: sqlite3.Connection, change: Change) -> None:
         needed = backendrows.dependents(connection, backend.type, backend.name)
         if needed:
             raise FailedPrecondition(f"proxy_plugins.{backend.name} can't go, it is needed: {needed}")
+    for backend in (*change.removed, *change.changed):
+        swaprows.forget(connection, backend.type, backend.name)
     for backend in (*change.removed, *change.adopted):
         if backend in change.adopted:
             connection.execute("DELETE FROM backends WHERE name = ?", (backend.name,))
@@ -152,10 +165,11 @@ def _shown(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) and value else "not set"
 
 
-def _later(old: Config, new: Config) -> Iterator[str]:
+def _later(old: Config, new: Config, moved: Sequence[str]) -> Iterator[str]:
     for section in SECTIONS:
         if old.section(section) != new.section(section):
             service = _SERVICES.get(section) or daemon(section)
             yield f"[{section}] has changed: {service} takes it over when it is started again"
-    if (old.services, old.external) != (new.services, new.external):
+    kept = [{key: at for key, at in config.services.items() if key not in moved} for config in (old, new)]
+    if kept[0] != kept[1] or (old.external ^ new.external) - {*moved}:
         yield "[services] has changed: it is taken over when everything is started again"

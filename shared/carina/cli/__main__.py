@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "down": "carina.cli.constellation:down",
     "status": "carina.cli.constellation:status",
     "reload": "carina.cli.reload:reload",
+    "swap": "carina.cli.swap:swap",
     "version": "carina.cli.constellation:version",
     "pull": "carina.cli.pull:pull",
     "push": "carina.cli.push:push",

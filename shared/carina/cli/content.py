@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from carina.cli import output
+from carina.cli.swap import content_copy
 from carina.cli.target import Target
 from carina.content import Info
 from carina.digest import Digest
@@ -131,3 +132,6 @@ def abort(target: Target, refs: Sequence[str]) -> None:
             click.echo(ref)
 
     target.run(work)
+
+
+content.add_command(content_copy)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from carina.cli import output
+from carina.cli.swap import snapshots_copy
 from carina.cli.target import Target
 from carina.snapshots import Info, Kind
 
@@ -224,3 +225,6 @@ def remove(target: Target, keys: Sequence[str]) -> None:
             click.echo(key)
 
     target.run(work, deadline=None)
+
+
+snapshots.add_command(snapshots_copy)

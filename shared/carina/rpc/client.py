@@ -64,6 +64,11 @@ class Channel(grpclib.client.Channel):
     def __del__(self) -> None:
         """Connections that are left over warn for themselves."""
 
+    @property
+    def in_flight(self) -> int:
+        """Number of calls that are under way."""
+        return sum(len(connection.streams) for connection in self._all)
+
     def ready(self) -> Connection | None:
         """The connection, if a call can start on it at once."""
         connection = self._connection
