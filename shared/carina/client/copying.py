@@ -6,6 +6,7 @@ A copy that was cut goes on where it was: what is there is not sent again, and a
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final
 
@@ -16,11 +17,14 @@ from carina.descriptor import Descriptor
 from carina.diff import Differ
 from carina.digest import Digest
 from carina.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, Unavailable, Unimplemented
+from carina.labels import GC_EXPIRE, SNAPSHOT_REF
 from carina.snapshots import Snapshotter
 from carina.swap import Blob, Place, Snapshot
 
 CHUNK: Final = 1 << 20
 LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+KEPT: Final = timedelta(days=1)
+"""How long a layer is kept that a cut copy has left."""
 PREFIX: Final = "carina-copy-"
 """How refs and keys begin that a copy makes for its time."""
 
@@ -182,7 +186,9 @@ class SnapshotCopy:
                 await self._drop(keys)
                 lower = await self._source.view(keys[0], snapshot.parent)
                 upper = await self._source.view(keys[1], snapshot.name)
-            return await self._differ.diff(lower, upper, media_type=LAYER, ref=key)
+            until = datetime.now(UTC) + KEPT
+            labels = {GC_EXPIRE: until.strftime("%Y-%m-%dT%H:%M:%SZ")}
+            return await self._differ.diff(lower, upper, media_type=LAYER, ref=key, labels=labels)
         finally:
             with calling(self._source_place):
                 await self._drop(keys)
@@ -195,4 +201,4 @@ class SnapshotCopy:
 
 def _told(snapshot: Snapshot) -> dict[str, str]:
     """A label that asks a remote snapshotter for a snapshot would have it answer instead of taking this one."""
-    return {key: value for key, value in snapshot.labels.items() if key != "containerd.io/snapshot.ref"}
+    return {key: value for key, value in snapshot.labels.items() if key != SNAPSHOT_REF}
