@@ -2,10 +2,12 @@
 
 import grp
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from carina import access
+from carina.access import Access
 from carina.config import Config as Constellation
 from carina.errors import InvalidArgument
 
@@ -30,6 +32,9 @@ class Config:
     """Seconds that calls in flight have when the gateway is stopped."""
     stall_timeout: float = DEFAULT_STALL
     """Seconds without any answer after which a service counts as dead; 0: it is waited for."""
+
+    access: Access = field(default_factory=Access)
+    """Sockets and namespaces of tenants."""
 
     @property
     def upstreams(self) -> dict[str, str]:
@@ -56,6 +61,7 @@ def read(constellation: Constellation, *, group: str | None = None) -> Config:
         gid=_gid(table.get("group") if group is None else int(group) if group.isdecimal() else group),
         grace=_seconds(table, "grace", DEFAULT_GRACE),
         stall_timeout=_seconds(table, "stall_timeout", DEFAULT_STALL),
+        access=access.read(constellation),
     )
 
 

@@ -14,6 +14,7 @@ from gatewayd.config import Config
 from gatewayd.instance import identity
 from gatewayd.plugins import MergedIntrospection
 from gatewayd.rpc import GatewayIntrospection
+from gatewayd.sockets import Listeners, sockets
 from gatewayd.upstream import Upstream
 from gatewayd.watch import Watch
 
@@ -36,10 +37,20 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         introspection = GatewayIntrospection(
             MergedIntrospection(upstreams), identity=identifier, pid_namespace=namespace
         )
-        listening = serve_rpc(
-            config.address, [introspection], name="gatewayd", gid=config.gid, grace=config.grace, route=route
-        )
-        watch = Watch(upstreams, await stack.enter_async_context(listening))
+        listeners = Listeners()
+        for socket in sockets(config, upstreams):
+            listening = serve_rpc(
+                socket.address,
+                [introspection],
+                name="gatewayd",
+                mode=socket.mode,
+                gid=config.gid,
+                grace=config.grace,
+                route=route,
+                admission=socket.admission,
+            )
+            listeners.add(await stack.enter_async_context(listening))
+        watch = Watch(upstreams, listeners)
         await watch.settle()
         lifetime.ready()
         async with asyncio.TaskGroup() as group:

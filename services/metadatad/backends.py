@@ -59,6 +59,8 @@ class Settings:
 
     shared: bool = True
     """Whether knowing a digest is enough to get a blob of another namespace."""
+    isolated: frozenset[str] = frozenset()
+    """Namespaces whose content is theirs alone, and that get none of others."""
     content: str = ""
     """The proxy plugin that keeps content; empty for the content service."""
     answer_seconds: float = 10.0
@@ -212,9 +214,7 @@ class Registry:
             moves = [self.mover.homeward(service, new) for service in change.moved]
             gone = [self._entries[backend.type, backend.name] for backend in change.removed]
             with self._without(gone):
-                said = await self.mover.carry_out(
-                    moves, lambda transaction: reloading.record(transaction.connection, change)
-                )
+                said = await self.mover.carry_out(moves, lambda done: reloading.record(done.connection, change))
             self.config = new
             fresh = self._apply(change)
         if fresh or moves:
@@ -236,10 +236,8 @@ class Registry:
             self._close(entry)
             return
         old = entry.restate(stated)
-        if stays and stated.type == "snapshot":
+        if stated.type == "snapshot":
             self._stays.setdefault(stated.name, Stays(stated.name, self._records, {})).places = dict(stays)
-        elif stated.name in self._stays:
-            self._stays[stated.name].places.clear()
         self._build(entry)
         if stated.type == "content":
             self.content.move(RemoteContentStore(entry.channel), entry.peer, RemoteTokenLane(entry.channel))
@@ -327,7 +325,7 @@ class Registry:
             return
         name = entry.stated.name
         remote: Snapshotter = entry.remote
-        if name in self._stays:
+        if name in self._stays:  # it was moved once
             remote = Divided(remote, self._stays[name])
         if entry.snapshotter is None:
             entry.snapshotter = NamespacedSnapshotter(name, self._records, remote, peer=entry.peer, claims=self._claims)
@@ -348,6 +346,7 @@ class Registry:
             peer=entry.peer,
             claims=self._claims,
             shared=self._settings.shared,
+            isolated=self._settings.isolated,
             lane=RemoteTokenLane(entry.channel),
             gate=entry.gate,
         )

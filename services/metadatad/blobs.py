@@ -249,10 +249,16 @@ def discard_ingests(connection: sqlite3.Connection, ingests: Iterable[Earlier], 
     return bool(before)
 
 
-def shareable(connection: sqlite3.Connection, digest: str) -> bool:
-    """Whether a namespace that offers its content to all (containerd.io/namespace.shareable) has the blob."""
-    rows = connection.execute(
-        "SELECT namespace FROM blobs WHERE digest = ?",
-        (digest,),
-    ).fetchall()
-    return any(namespaces.default_label(connection, name, labels.NAMESPACE_SHAREABLE) == "true" for (name,) in rows)
+def shareable(
+    connection: sqlite3.Connection, digest: str, *, shared: bool = False, isolated: frozenset[str] = frozenset()
+) -> bool:
+    """Whether a namespace has the blob that gives its content away.
+
+    With `shared`, those are all but the isolated ones. One that has the label containerd.io/namespace.shareable offers
+    its content to all, an isolated one in no case.
+    """
+    rows = connection.execute("SELECT namespace FROM blobs WHERE digest = ?", (digest,)).fetchall()
+    others = [name for (name,) in rows if name not in isolated]
+    if shared:
+        return bool(others)
+    return any(namespaces.default_label(connection, name, labels.NAMESPACE_SHAREABLE) == "true" for name in others)

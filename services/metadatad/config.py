@@ -1,10 +1,11 @@
 """Settings of the metadata service, from `[metadata]`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from carina import access
 from carina.config import Config as Constellation
 from carina.errors import InvalidArgument
 from metadatad.backends import Settings
@@ -50,7 +51,7 @@ def read(constellation: Constellation) -> Config:
         root=constellation.root / "metadatad",
         address=constellation.services["metadata"],
         constellation=constellation,
-        backends=_backends(table),
+        backends=replace(_backends(table), isolated=access.read(constellation).restricted),
         gc=_schedule(table.get("gc", {})),
         events=Limits(**kept),
     )
@@ -63,7 +64,7 @@ def _backends(table: Mapping[str, Any]) -> Settings:
     content = table.get("content", "")
     if not isinstance(content, str):
         raise InvalidArgument("metadata.content must be the name of a proxy plugin")
-    seconds = {key: _amount(table[key], f"metadata.{key}") for key in _SECONDS if key in table}
+    seconds: dict[str, Any] = {key: _amount(table[key], f"metadata.{key}") for key in _SECONDS if key in table}
     return Settings(shared=policy == "shared", content=content, **seconds)
 
 

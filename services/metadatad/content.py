@@ -40,6 +40,7 @@ from metadatad.ingests import NamespacedWriter, Store
 from metadatad.peers import Peer
 from metadatad.readers import BackendReader, MemoryReader
 from metadatad.records import Records, Transaction
+from metadatad.sharing import Sharing
 
 SMALL: Final = 64 * 1024
 """Blobs up to this size are read whole and kept in memory."""
@@ -57,7 +58,7 @@ class NamespacedContentStore:
     """`carina.content.ContentStore` of the call's namespace.
 
     With `shared`, knowing the digest of a blob that any namespace has is enough to get it; without, every namespace
-    must bring the bytes itself (the back end stores them once all the same).
+    must bring the bytes itself (the back end stores them once all the same), as those must that are `isolated`.
     """
 
     def __init__(
@@ -70,12 +71,13 @@ class NamespacedContentStore:
         shared: bool = True,
         lane: TokenLane | None = None,
         gate: Gate | None = None,
+        isolated: frozenset[str] = frozenset(),
     ) -> None:
         self._records = records
         self._backend = backend
         self._peer = peer
         self._claims = claims
-        self._shared = shared
+        self._sharing = Sharing(shared=shared, isolated=isolated)
         self._lane = lane
         self._gate = gate or Gate("content")
         self._started = now()
@@ -91,9 +93,7 @@ class NamespacedContentStore:
         self._backend, self._peer, self._lane = backend, peer, lane
         self._readers.close()
         self._descriptors = True
-        self._store = Store(
-            records=self._records, backend=backend, peer=peer, claims=self._claims, changed=self.changed
-        )
+        self._store = replace(self._store, backend=backend, peer=peer)
 
     def changed(self, namespace: str, digest: Digest) -> None:
         """The record of a blob has changed or gone: forget what was kept of it."""
@@ -385,7 +385,7 @@ class NamespacedContentStore:
 
     async def _sharable_size(self, digest: Digest, total: int) -> int | None:
         """The size of a blob that the back end has and this namespace may share; None without."""
-        if not self._shared and not await self._records.read(lambda connection: blobs.shareable(connection, digest)):
+        if not await self._sharing.allows(self._records, digest):
             return None
         try:
             async with self._peer.answering():

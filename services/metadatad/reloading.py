@@ -170,6 +170,8 @@ def _later(old: Config, new: Config, moved: Sequence[str]) -> Iterator[str]:
         if old.section(section) != new.section(section):
             service = _SERVICES.get(section) or daemon(section)
             yield f"[{section}] has changed: {service} takes it over when it is started again"
+    if old.access != new.access:
+        yield "[access] has changed: metadatad and gatewayd take it over when they are started again"
     kept = [{key: at for key, at in config.services.items() if key not in moved} for config in (old, new)]
     if kept[0] != kept[1] or (old.external ^ new.external) - {*moved}:
         yield "[services] has changed: it is taken over when everything is started again"

@@ -262,7 +262,7 @@ class Mover:
 
 def differ(config: Config) -> Backend:
     """Our own differ, which is no back end of ours as long as it is in imaged."""
-    return Backend(type="diff", name=DIFFER, address=config.services["images"], own=True, configured=True)
+    return Backend(type="diff", name=DIFFER, address=config.services.get("images", ""), own=True, configured=True)
 
 
 def key_of(service: str, content: str) -> Key:

@@ -79,6 +79,8 @@ class Config:
     """Services that somebody else starts."""
     proxy_plugins: Mapping[str, ProxyPlugin] = field(default_factory=dict)
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    access: Mapping[str, Any] = field(default_factory=dict)
+    """Who may do what, as the file has it (`carina.access`)."""
 
     def section(self, name: str) -> Mapping[str, Any]:
         """The settings of one service; empty where the file has none."""
@@ -142,7 +144,7 @@ def load(path: Path | None = None, *, root: Path | None = None, state: Path | No
     root = (root or Path(_text(table, "root", where, str(DEFAULT_ROOT)))).absolute()
     state = (state or Path(_text(table, "state", where, str(DEFAULT_STATE)))).absolute()
     _separate(root, state, where)
-    known = {"root", "state", "services", "proxy_plugins", *SECTIONS}
+    known = {"root", "state", "services", "proxy_plugins", "access", *SECTIONS}
     for key in table:
         if key not in known:
             raise InvalidArgument(f"{where}: unknown key {key!r}: expected one of {', '.join(sorted(known))}")
@@ -155,6 +157,7 @@ def load(path: Path | None = None, *, root: Path | None = None, state: Path | No
         external=external,
         proxy_plugins=_proxy_plugins(_table(table, "proxy_plugins", where), services, where),
         sections={name: _table(table, name, where) for name in SECTIONS},
+        access=_table(table, "access", where),
     )
 
 

@@ -18,6 +18,7 @@ from carina.aio.threads import in_thread
 from carina.config import socket_path
 from carina.errors import DeadlineExceeded, NotFound, ResourceExhausted, Unavailable
 from carina.rpc.sockets import Bound, admits, bind
+from carina.rpc.sockets import peer as peer_of
 
 LIFETIME: Final = 30.0
 """Seconds that an offer stands, and that a peer may take to name its token."""
@@ -72,7 +73,7 @@ class LaneServer:
         except OSError:
             return
         peer.setblocking(False)
-        if len(self._peers) >= MAX_PEERS or not admits(peer, gid=self._gid):
+        if len(self._peers) >= MAX_PEERS or not admits(peer_of(peer), gid=self._gid):
             peer.close()
             return
         loop = asyncio.get_running_loop()

@@ -11,15 +11,16 @@ from grpclib.const import Handler, Status
 
 from carina.aio.threads import in_thread
 from carina.config import socket_path
-from carina.errors import CarinaError, InvalidArgument, Unavailable
+from carina.errors import CarinaError, InvalidArgument, PermissionDenied, Unavailable
 from carina.rpc import calls, metadata
 from carina.rpc.client import Channel
 from carina.rpc.connection import Connection
 from carina.rpc.frames import Code
+from carina.rpc.guard import Admission, Guard, Peer
 from carina.rpc.headers import Headers
 from carina.rpc.health import Health, Version
 from carina.rpc.proxy import Relay
-from carina.rpc.sockets import Bound, admits, bind, refuse_unclaimed
+from carina.rpc.sockets import Bound, admits, bind, peer, refuse_unclaimed
 from carina.rpc.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -41,13 +42,15 @@ async def serve(
     gid: int | None = None,
     grace: float = 5.0,
     route: Route | None = None,
+    admission: Admission | None = None,
 ) -> AsyncIterator["Listener"]:
     """Serve `handlers` at `unix:///path` while the block runs, then drain.
 
     Health and Version are served as well. A method that no handler has is passed on to the channel that `route` names
     for its path, undecoded; without one it is answered UNIMPLEMENTED.
     Draining: nobody connects any more, peers are told to start no new calls, calls in flight have `grace` seconds to
-    end, and what is left is answered UNAVAILABLE. The peer must be root, this process's user, or of the group `gid`.
+    end, and what is left is answered UNAVAILABLE. The peer must be root, this process's user, or of the group `gid`,
+    unless `admission` decides who may connect, and what they may call.
 
     Raises:
         InvalidArgument: the address is none, its directory does not exist, or a socket was passed to this process that
@@ -57,7 +60,7 @@ async def serve(
     bound = await in_thread(bind, socket_path(address), mode=mode, gid=gid)
     try:
         refuse_unclaimed()
-        listener = Listener(address, handlers, name=name, gid=bound.gid, route=route)
+        listener = Listener(address, handlers, name=name, gid=bound.gid, route=route, admission=admission)
         server = await asyncio.get_running_loop().create_unix_server(listener.connect, sock=bound.sock, backlog=1024)
         try:
             yield listener
@@ -93,7 +96,14 @@ class Listener:
     """The calls and connections at one address."""
 
     def __init__(
-        self, address: str, handlers: Sequence[Any], *, name: str, gid: int | None, route: Route | None
+        self,
+        address: str,
+        handlers: Sequence[Any],
+        *,
+        name: str,
+        gid: int | None,
+        route: Route | None,
+        admission: Admission | None = None,
     ) -> None:
         self.address = address
         self.health = Health()
@@ -101,6 +111,8 @@ class Listener:
         self._name = name
         self._gid = gid
         self._route = route
+        self._admission = admission
+        self._guards: dict[Connection, Guard] = {}
         self._mapping: Mapping[str, Handler] = {
             path: handler
             for served in (*handlers, self.health, Version())
@@ -125,15 +137,29 @@ class Listener:
 
     def connected(self, connection: Connection, transport: asyncio.BaseTransport) -> bool:
         sock = transport.get_extra_info("socket")
-        if sock is not None and not admits(sock, gid=self._gid):
-            log.warning("a connection to %s from a user without the right to it was refused", self.address)
+        if sock is not None and not self._admits(connection, peer(sock)):
             return False
         self._connections.add(connection)
         self._alone.clear()
         return True
 
+    def _admits(self, connection: Connection, who: Peer) -> bool:
+        if self._admission is None:
+            if not admits(who, gid=self._gid):
+                log.warning("a connection to %s from a user without the right to it was refused", self.address)
+                return False
+            return True
+        try:
+            guard = self._admission(who)
+        except PermissionDenied:
+            return False
+        if guard is not None:
+            self._guards[connection] = guard
+        return True
+
     def disconnected(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._guards.pop(connection, None)
         if not self._connections:
             self._alone.set()
 
@@ -141,6 +167,10 @@ class Listener:
         refused = calls.refusal(headers)
         path = headers.get(":path") or ""
         method = self._mapping.get(path)
+        if self._guards and (guard := self._guards.get(connection)) is not None:
+            method = guard.mapping.get(path, method)
+            if refused is None and (said := guard.refusal(path, headers)):
+                refused = Status.PERMISSION_DENIED, said
         if refused is None and method is None and self._route is not None:
             try:
                 channel = self._route(path)

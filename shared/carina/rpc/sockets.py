@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from carina.errors import FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted
+from carina.rpc.guard import Peer
 
 BACKLOG: Final = 1024
 FIRST_INHERITED: Final = 3
 """sd_listen_fds(3)."""
 SO_PEERGROUPS: Final = 59
-_MOST: Final = 1024
-"""Bytes that getsockopt takes in Python: 256 groups. Whoever has more needs the group as the first of them."""
+GROUPS_BYTES: Final = 1024
+"""What Python's getsockopt takes at the most: 256 groups. Of who is in more, the first group alone counts."""
 _PROBE_SECONDS: Final = 2.0
 
 
@@ -198,19 +199,21 @@ def _group(path: Path) -> int | None:
 
 def credentials(sock: socket.socket) -> tuple[int, int, int]:
     """Process, user and group of the peer when it connected (or began to listen)."""
-    size = struct.calcsize("3i")
-    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    size = struct.calcsize("iII")
+    pid, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return pid, uid, gid
 
 
-def admits(sock: socket.socket, *, gid: int | None) -> bool:
-    """Whether the peer may talk to us: root, our own user, or a member of the socket's group."""
-    _, uid, group = credentials(sock)
-    if uid in (0, os.geteuid()):
-        return True
-    gid = os.getegid() if gid is None else gid
+def peer(sock: socket.socket) -> Peer:
+    """Who connected, with supplementary groups as they were then: nothing that can have changed since."""
+    pid, uid, gid = credentials(sock)
     try:
-        groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _MOST)
+        groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_BYTES)
     except OSError:
         groups = b""
-    return gid == group or gid in struct.unpack(f"{len(groups) // 4}i", groups)
+    return Peer(pid=pid, uid=uid, gid=gid, groups=frozenset(struct.unpack(f"{len(groups) // 4}I", groups)))
+
+
+def admits(who: Peer, *, gid: int | None) -> bool:
+    """Whether the peer may talk to us: root, our own user, or a member of the socket's group."""
+    return who.uid in (0, os.geteuid()) or who.is_in(os.getegid() if gid is None else gid)
