@@ -219,7 +219,7 @@ class Registry:
             fresh = self._apply(change)
         if fresh or moves:
             await self.list()
-        return Reloaded(path=str(new.path or ""), changes=(*change.said, *said), later=change.later)
+        return Reloaded(path=str(new.path or ""), changes=[*change.said, *said], later=change.later)
 
     def found(self, service: str) -> Entry | None:
         """See `metadatad.swapping.Registry`, as for the next two."""

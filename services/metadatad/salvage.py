@@ -25,6 +25,8 @@ TABLES: Final = (
     "blobs",
     "snapshots",
     "backends",
+    "swaps",
+    "stays",
 )
 """In the order in which they are put back: what others refer to comes first."""
 Row = dict[str, Any]

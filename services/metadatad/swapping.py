@@ -197,6 +197,7 @@ class Mover:
         try:
             for move in moves:
                 await self._records.read(lambda connection: _quiet(connection, move))  # noqa: B023
+            for move in moves:
                 await ask(move)
                 await self._compare(move)
             faults.point("metadatad.swap.compared")

@@ -29,7 +29,7 @@ def owner(point: str) -> str:
 
 
 def points_of(*owners: str) -> list[str]:
-    return [point for point in points() if owner(point) in owners]
+    return [point for point in points() if owner(point) in owners and ".swap." not in point]
 
 
 async def work(state: Path, ledger: Ledger, doomed: Service) -> None:

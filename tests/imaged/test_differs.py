@@ -98,11 +98,10 @@ async def differs(path: Path, *external: Takes, own: Takes, order: Sequence[str]
 
 
 async def test_ours_is_first_and_the_plugged_ones_follow(tmp_path: Path) -> None:
-    """By the media type; metadatad is asked only where ours does not take it; another error than that ends it."""
+    """By the media type; another error than that ends it."""
     own, first, second = Takes("walking", "a"), Takes("first", "b"), Takes("second", "b", "c")
     async with differs(tmp_path, first, second, own=own) as (who, registry):
         assert await who("a") == "walking"
-        assert registry.asked == 0
         assert [await who("b"), await who("c")] == ["first", "second"]
         assert {call.namespace for _, call in first.called} == {"n"}
         with pytest.raises(Unimplemented, match=r"no differ takes .*'d' \(asked: walking, first, second\)"):
@@ -112,6 +111,18 @@ async def test_ours_is_first_and_the_plugged_ones_follow(tmp_path: Path) -> None
             await who("d")
         with pytest.raises(InvalidArgument, match="broken"):
             await who("broken")
+
+
+async def test_another_differ_takes_the_place_of_ours(tmp_path: Path) -> None:
+    """After a swap, the one that has our name is asked where ours would be, but for halves of overlays."""
+    own, swapped, first = Takes("own", "a", "h"), Takes("walking", "a"), Takes("first", "b")
+    async with differs(tmp_path, swapped, first, own=own) as (who, registry):
+        assert [await who("a"), await who("b")] == ["walking", "first"]
+        assert not own.called
+        with pytest.raises(Unimplemented, match=r"asked: walking, first\)"):
+            await who("h")
+        registry.backends = registry.backends[1:]
+        assert await who("a") == "own"
 
 
 async def test_the_order_is_as_configured(tmp_path: Path) -> None:

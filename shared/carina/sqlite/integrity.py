@@ -21,7 +21,7 @@ def problems(path: Path) -> list[str]:
     except sqlite3.Error as error:
         return [str(error)]
     try:
-        found = [row[0] for row in connection.execute(f"PRAGMA integrity_check({MOST})") if row[0] != "ok"]
+        found = [_line(row[0]) for row in connection.execute(f"PRAGMA integrity_check({MOST})") if row[0] != "ok"]
         broken = connection.execute("PRAGMA foreign_key_check").fetchmany(MOST)
         return found + [f"a row of {table} refers to no row of {other}" for table, _, other, _ in broken]
     except sqlite3.Error as error:
@@ -40,13 +40,17 @@ def quick(connection: sqlite3.Connection, *, seconds: float) -> list[str]:
     limit = time.monotonic() + seconds
     connection.set_progress_handler(lambda: time.monotonic() > limit, _STEP)
     try:
-        return [row[0] for row in connection.execute("PRAGMA quick_check(3)") if row[0] != "ok"]
+        return [_line(row[0]) for row in connection.execute("PRAGMA quick_check(3)") if row[0] != "ok"]
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
             raise Interrupted from error
         raise
     finally:
         connection.set_progress_handler(None, 0)
+
+
+def _line(found: str) -> str:
+    return " ".join(found.split())
 
 
 def read_only(path: Path) -> sqlite3.Connection:
