@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Protocol
@@ -34,6 +35,9 @@ from metadatad.swaprows import place_of
 
 QUIET_SECONDS: Final = 10.0
 """How long calls that are under way have to end, while others wait."""
+LEFT_SECONDS: Final = 2.0
+"""How long ingests and unpackings that are under way have to end: first with calls going on, and then without."""
+PAUSE_SECONDS: Final = 0.05
 ROUNDS: Final = 5
 """How often what was recorded meanwhile is compared before the move is given up."""
 PAGE: Final = 500
@@ -195,8 +199,7 @@ class Mover:
             FailedPrecondition: a new one is something else or lacks something, or something is under way.
         """
         try:
-            for move in moves:
-                await self._records.read(lambda connection: _quiet(connection, move))  # noqa: B023
+            await self._old_ones_end(moves)
             for move in moves:
                 await ask(move)
                 await self._compare(move)
@@ -216,15 +219,40 @@ class Mover:
 
     async def _record(self, moves: Sequence[Move], also: Callable[[Transaction], None]) -> dict[str, dict[str, Place]]:
         """Where snapshots stay, by service."""
-        for _ in range(ROUNDS):
+        limit = time.monotonic() + LEFT_SECONDS
+        rounds = 0
+        while rounds < ROUNDS:
             for move in moves:
                 await self._compare(move)
             faults.point("metadatad.swap.closed")
             try:
                 return await self._records.write(lambda transaction: _proven(transaction, moves, also))
             except _Behind:
-                continue
+                rounds += 1
+            except _UnderWay:
+                if time.monotonic() > limit:
+                    raise
+                await asyncio.sleep(PAUSE_SECONDS)
         raise Unavailable("records change faster than they can be compared: try again")
+
+    async def _old_ones_end(self, moves: Sequence[Move]) -> None:
+        """What is under way has a moment to end, with calls going on. Raises FailedPrecondition: it does not."""
+
+        def busy(connection: sqlite3.Connection) -> dict[str, str]:
+            return {
+                one: move.service
+                for move in moves
+                for one in swaprows.in_flight(connection, move.stated.type, move.stated.name)
+            }
+
+        limit = time.monotonic() + LEFT_SECONDS
+        left = await self._records.read(busy)
+        while left and time.monotonic() < limit:
+            await asyncio.sleep(PAUSE_SECONDS)
+            now = await self._records.read(busy)
+            left = {one: service for one, service in left.items() if one in now}
+        if left:
+            raise _UnderWay(next(iter(left.values())), list(left))
 
     async def _compare(self, move: Move) -> None:
         """Raises FailedPrecondition: the new place lacks something that is recorded."""
@@ -278,11 +306,9 @@ class _Behind(Exception):
     """Something was recorded that was not looked for yet."""
 
 
-def _quiet(connection: sqlite3.Connection, move: Move) -> None:
-    try:
-        swaprows.must_be_quiet(connection, move.stated.type, move.stated.name)
-    except FailedPrecondition as error:
-        raise FailedPrecondition(f"{move.service} can't be moved: {error}") from error
+class _UnderWay(FailedPrecondition):
+    def __init__(self, service: str, found: Sequence[str]) -> None:
+        super().__init__(f"{service} can't be moved: something is under way: {swaprows.named(found)}")
 
 
 def _recorded(connection: sqlite3.Connection, backend: Backend) -> dict[str, Blob | Snapshot]:
@@ -298,7 +324,8 @@ def _proven(
 ) -> dict[str, dict[str, Place]]:
     connection, stays = transaction.connection, {}
     for move in moves:
-        _quiet(connection, move)
+        if busy := swaprows.in_flight(connection, move.stated.type, move.stated.name):
+            raise _UnderWay(move.service, busy)
         if any(move.seen.get(key) != one for key, one in _recorded(connection, move.stated).items()):
             raise _Behind
         type, name = move.stated.type, move.stated.name

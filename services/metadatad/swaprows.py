@@ -6,7 +6,6 @@ from typing import Final
 
 from carina.backends import Backend
 from carina.digest import Digest
-from carina.errors import FailedPrecondition
 from carina.sqlite import now
 from carina.swap import Blob, Place, Snapshot
 from metadatad import snaprows
@@ -55,8 +54,8 @@ def forget(connection: sqlite3.Connection, type: str, name: str) -> None:
     connection.execute("DELETE FROM swaps WHERE type = ? AND name = ?", (type, name))
 
 
-def in_flight(connection: sqlite3.Connection, type: str, name: str) -> str:
-    """What is under way at a back end and would be cut by a move, in words; empty where nothing is."""
+def in_flight(connection: sqlite3.Connection, type: str, name: str) -> list[str]:
+    """What is under way at a back end and would be cut by a move, in words."""
     if type == "content":
         query = "SELECT namespace, 'ingest', ref FROM ingests ORDER BY namespace, ref"
         rows = connection.execute(query).fetchall()
@@ -67,7 +66,7 @@ def in_flight(connection: sqlite3.Connection, type: str, name: str) -> str:
             "WHERE snapshotter = ?1 AND kind = 2 AND substr(key, 1, 8) = ?2"
         )
         rows = connection.execute(query, (name, EXTRACTION)).fetchall()
-    return named(f"{noun} {key!r} of namespace {namespace}" for namespace, noun, key in rows)
+    return [f"{noun} {key!r} of namespace {namespace}" for namespace, noun, key in rows]
 
 
 def named(found: Iterable[str]) -> str:
@@ -147,10 +146,3 @@ def tidy(connection: sqlite3.Connection) -> None:
         "i.snapshotter = stays.snapshotter) AND NOT EXISTS (SELECT 1 FROM tombstones t WHERE t.type = 'snapshot' "
         "AND t.backend = stays.snapshotter AND t.key = stays.backend_key)"
     )
-
-
-def must_be_quiet(connection: sqlite3.Connection, type: str, name: str) -> None:
-    """Raises FailedPrecondition: something is under way at a back end."""
-    busy = in_flight(connection, type, name)
-    if busy:
-        raise FailedPrecondition(f"something is under way: {busy}")

@@ -11,7 +11,6 @@ from carina import context
 from carina.client.copying import ContentCopy
 from carina.content.client import RemoteContentStore
 from carina.content.server import ContentService
-from carina.digest import Digest
 from carina.errors import CarinaError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from carina.rpc.client import connect
 from carina.rpc.server import serve
@@ -203,47 +202,28 @@ async def test_bad_input_is_clear_at_once_and_changes_nothing(
     assert await get(service.content, await put(service.content, b"still", ROOT)) == b"still"
 
 
-async def test_calls_go_on_while_a_store_is_moved_to_and_fro(service: View) -> None:
-    """Writers, readers and snapshots lose nothing and see no error, however often the stores move below them."""
+async def test_calls_go_on_while_stores_are_moved_to_and_fro(service: View) -> None:
+    """Readers and snapshots see no error, and lose nothing, however often the stores move below them."""
     done = asyncio.Event()
-    made: list[Digest] = []
+    large = await put(service.content, b"x" * 300_000, ROOT)
+    small = await put(service.content, b"small", ROOT)
 
-    async def work(number: int) -> None:
+    async def work(number: int) -> int:
         turn = 0
         while not done.is_set():
-            data = f"{number}-{turn}".encode()
-            made.append(await put(service.content, data, ROOT))
-            assert await get(service.content, made[-1]) == data
+            assert await get(service.content, large) == b"x" * 300_000
+            assert await get(service.content, small) == b"small"
             await service.snapshotter.prepare(f"{number}-{turn}", labels=ROOT)
             turn += 1
+        return turn
 
     async with other_content(service.path) as (place, _), other_snapshotter(service.path) as trees:
         async with swapping(service) as swapper, asyncio.TaskGroup() as tasks:
-            for number in range(3):
-                tasks.create_task(work(number))
-            moves = 0
-            async with asyncio.timeout(60):
-                while moves < 6:
-                    to = (place, None)[moves % 2]
-                    target = to or Place(address=f"unix://{service.path}/c.sock")
-                    with contextlib.suppress(FailedPrecondition, Unavailable):
-                        if to is None:
-                            await _back(service, place)
-                        else:
-                            await bring(service, swapper, target)
-                        await swapper.swap(["content"], to)
-                        await swapper.swap(["snapshots.native"], (trees, None)[moves % 2])
-                        moves += 1
+            await bring(service, swapper, place)
+            working = [tasks.create_task(work(number)) for number in range(2)]
+            for move in range(4):
+                assert await swapper.swap(["content"], (place, None)[move % 2])
+                assert await swapper.swap(["snapshots.native"], (trees, None)[move % 2])
             done.set()
-        for digest in made:
-            assert Digest.of(await get(service.content, digest)) == digest
-
-
-async def _back(service: View, place: Place) -> None:
-    """Whatever the other store has, in ours."""
-    channel = connect(place.address)
-    async for info in RemoteContentStore(channel).walk():
-        data = await get(RemoteContentStore(channel), info.digest)
-        with contextlib.suppress(CarinaError):
-            await put(service.blobs, data)
-    channel.close()
+        made = sum(task.result() for task in working)
+        assert len([info async for info in service.snapshotter.walk()]) == made
