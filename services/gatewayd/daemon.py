@@ -9,7 +9,8 @@ from carina.aio.threads import in_thread
 from carina.linux.privileges import require_own
 from carina.rpc.client import Channel
 from carina.rpc.server import serve as serve_rpc
-from gatewayd import routes
+from carina.swap.server import SwapService
+from gatewayd import routes, swapping
 from gatewayd.config import Config
 from gatewayd.instance import identity
 from gatewayd.plugins import MergedIntrospection
@@ -26,7 +27,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
     namespace = (await in_thread(os.stat, "/proc/self/ns/pid")).st_ino
     async with contextlib.AsyncExitStack() as stack:
         upstreams: dict[str, Upstream] = {}
-        for name, address in config.upstreams.items():
+        for name, address in (await in_thread(swapping.where, config.root, config.upstreams)).items():
             upstreams[name] = Upstream(name, address, stall=config.stall_timeout)
             stack.callback(upstreams[name].close)
 
@@ -38,10 +39,11 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             MergedIntrospection(upstreams), identity=identifier, pid_namespace=namespace
         )
         listeners = Listeners()
+        swapper = swapping.GatewaySwapper(config.root, upstreams, config.upstreams, listeners)
         for socket in sockets(config, upstreams):
             listening = serve_rpc(
                 socket.address,
-                [introspection],
+                [introspection, SwapService(swapper)],
                 name="gatewayd",
                 mode=socket.mode,
                 gid=config.gid,

@@ -12,7 +12,6 @@ ROUTES: Final[Mapping[str, str]] = MappingProxyType(
         "carina.events.v1.Log": "metadatad",
         "carina.gc.v1.GC": "metadatad",
         "carina.plugins.v1.Plugins": "metadatad",
-        "carina.swap.v1.Swap": "metadatad",
         "containerd.services.containers.v1.Containers": "metadatad",
         "containerd.services.content.v1.Content": "metadatad",
         "containerd.services.diff.v1.Diff": "imaged",

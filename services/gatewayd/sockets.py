@@ -11,6 +11,8 @@ from gatewayd.config import Config
 from gatewayd.upstream import Upstream
 
 GROUP: Final = 0o660
+STREAM: Final = "/containerd.services.streaming.v1.Streaming/Stream"
+TRANSFER: Final = "/containerd.services.transfer.v1.Transfer/Transfer"
 EVERYBODY: Final = 0o666
 """Who may do what is decided when a connection is made, by who connects: no mode can say it."""
 
@@ -55,6 +57,16 @@ class Listeners:
     def set(self, name: str, serving: bool | None) -> None:
         for listener in self._all:
             listener.health.set(name, serving)
+
+    def unpaired_streams(self, address: str) -> int:
+        """See `gatewayd.swapping.Listener`."""
+        count = 0
+        for listener in self._all:
+            calls: dict[int, set[str]] = {}
+            for connection, path in listener.relays_to(address):
+                calls.setdefault(id(connection), set()).add(path)
+            count += sum(STREAM in paths and TRANSFER not in paths for paths in calls.values())
+        return count
 
     def give_up(self, address: str, text: str) -> None:
         for listener in self._all:

@@ -27,6 +27,19 @@ class Upstream:
         """0: it is waited for."""
         self._answered = time.monotonic()
         self._silent = False
+        self._left: list[Channel] = []
+        """Channels to where it was before, for the calls that are under way there."""
+
+    def move(self, channel: Channel) -> None:
+        """Pass new calls on to another address; those under way go on where they are."""
+        for old in [old for old in self._left if not old.in_flight]:
+            self._left.remove(old)
+            old.close()
+        self._left.append(self.channel)
+        self.channel = channel
+        self.introspection = RemoteIntrospection(channel)
+        self.known = ()
+        self.answered()
 
     @property
     def silence(self) -> str:
@@ -54,4 +67,5 @@ class Upstream:
         self._silent = True
 
     def close(self) -> None:
-        self.channel.close()
+        for channel in (self.channel, *self._left):
+            channel.close()

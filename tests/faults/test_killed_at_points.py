@@ -55,7 +55,7 @@ async def check(root: Path, state: Path, ledger: Ledger) -> None:
 
 def test_every_point_is_tried() -> None:
     """A new point belongs to a service whose points a test here goes through."""
-    assert {owner(point) for point in points()} == {*STORES, "sqlite", "taskd", "imaged"}
+    assert {owner(point) for point in points()} == {*STORES, "sqlite", "taskd", "imaged", "gatewayd"}
 
 
 @pytest.mark.parametrize("point", points_of(*STORES))

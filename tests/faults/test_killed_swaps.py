@@ -100,3 +100,28 @@ def test_a_swap_that_is_cut_is_old_or_new(point: str, turn: int) -> None:
             asyncio.run(_works(base, digest))
             asyncio.run(_swap(base, other))
             asyncio.run(_works(base, digest))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("point", [point for point in points() if point.startswith("gatewayd.swap.")])
+def test_a_service_behind_the_gateway_is_old_or_new(point: str) -> None:
+    """The gateway killed in the middle of moving imaged knows one address after it, and moves it the next time."""
+
+    async def move(to: Place) -> int:
+        channel = connect(f"unix://{base}/carina.sock")
+        try:
+            return len(await RemoteSwapper(channel).swap(["images"], to))
+        finally:
+            channel.close()
+
+    words = ("-m", "gatewayd", "--root", "{base}/root", "--state", "{base}")
+    with directory() as base, directory() as other, service(other, "imaged"):
+        arguments = [word.format(base=base) for word in words]
+        there = Place(address=f"unix://{other}/imaged.sock")
+        with serving(base / "carina.sock", *arguments, environment={"CARINA_FAULT": point}) as doomed:
+            with pytest.raises(CarinaError):
+                asyncio.run(move(there))
+            assert doomed.wait(20) == -9
+        with serving(base / "carina.sock", *arguments):
+            assert asyncio.run(move(there)) == (0 if point.endswith("recorded") else 1)
+            assert asyncio.run(move(there)) == 0

@@ -234,6 +234,14 @@ class Listener:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
+    def relays_to(self, address: str) -> list[tuple[Connection | None, str]]:
+        """Connection and method of every call that is passed on to an address."""
+        return [
+            (relay.down.connection, relay.request.get(":path") or "")
+            for relay in self._relays
+            if relay.upstream == address
+        ]
+
     def give_up(self, address: str, text: str) -> None:
         """Answer every call that is passed on to an address with UNAVAILABLE."""
         for relay in [relay for relay in self._relays if relay.upstream == address]:
