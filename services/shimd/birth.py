@@ -39,13 +39,21 @@ def begin(config: Config) -> None:
 
 def socket_path(config: Config) -> str:
     """The socket of the group that the bundle belongs to."""
+    return shim.socket(address=config.address, namespace=config.namespace, group=_group(config))
+
+
+def sandbox(config: Config) -> str:
+    """The sandbox that the whole group would be in: it has the name of the container that the shim was started for."""
+    return config.id if _group(config).partition("/")[2] == config.id else ""
+
+
+def _group(config: Config) -> str:
     try:
         with open(os.path.join(config.bundle, "config.json"), "rb") as file:
             spec = file.read()
     except FileNotFoundError:
         spec = b""
-    group = shim.group(spec, config.id, grouping=config.grouping)
-    return shim.socket(address=config.address, namespace=config.namespace, group=group)
+    return shim.group(spec, config.id, grouping=config.grouping)
 
 
 def _answers(path: str) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from shimd import takeover
+from shimd.birth import sandbox
 from shimd.children import Children
 from shimd.config import Config
 from shimd.events import Publisher
@@ -23,6 +24,9 @@ from shimd.ttrpc import Server
 
 _GRACE: Final = 5.0
 """Seconds that a client has for its first call, however short the idle time is."""
+_TOLD_SECONDS: Final = 5.0
+"""For events to be taken, before the end that was asked for."""
+_PAUSE: Final = 0.05
 _LEAST: Final = 1.0
 """Seconds between a connection and the end: whoever only looks whether we are there will connect again."""
 
@@ -35,7 +39,9 @@ def serve(config: Config, listener: sockets.socket, path: str) -> None:
     publisher = Publisher(loop, config.events, namespace=config.namespace)
     group = Group(loop=loop, children=children, namespace=config.namespace, socket=path, publish=publisher.publish)
     life = _Life(loop, config, path)
-    service = Service(group, changed=life.touch, ended=life.end)
+    service = Service(
+        group, sandbox=sandbox(config), changed=life.touch, ended=life.end, closed=lambda: life.close(publisher)
+    )
     server = Server(loop, listener, service.answer, life.touch)
     for container in takeover.containers(group, os.path.dirname(config.bundle)):
         service.containers[container.id] = container
@@ -74,6 +80,18 @@ class _Life:
     def _idle(self) -> None:
         if self._busy() or not self.end():
             self.touch()
+
+    def close(self, publisher: Publisher) -> None:
+        """End as soon as the answer has been given and the events have been taken, or after some seconds."""
+        limit = time.monotonic() + _TOLD_SECONDS
+
+        def look() -> None:
+            if not publisher.idle and time.monotonic() < limit:
+                self._loop.later(_PAUSE, look)
+            elif not self.end():
+                self.touch()
+
+        self._loop.later(_PAUSE, look)
 
     def end(self) -> bool:
         """End now, unless somebody is about to use us."""

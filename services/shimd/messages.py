@@ -93,6 +93,44 @@ METHODS: Final[dict[str, tuple[Schema, Schema]]] = {
 }
 """The Task service, v2 and v3: request and response of each method."""
 
+_SANDBOX: Final[Schema] = {1: ("sandbox_id", STRING)}
+_PLATFORM: Final[Schema] = {1: ("os", STRING), 2: ("architecture", STRING), 3: ("variant", STRING)}
+_METRIC: Final[Schema] = {1: ("timestamp", TIMESTAMP), 2: ("id", STRING), 3: ("data", ANY)}
+
+SANDBOX_METHODS: Final[dict[str, tuple[Schema, Schema]]] = {
+    "CreateSandbox": (
+        {
+            1: ("sandbox_id", STRING),
+            2: ("bundle_path", STRING),
+            3: ("rootfs", [MOUNT]),
+            4: ("options", ANY),
+            5: ("netns_path", STRING),
+            6: ("annotations", MAP),
+        },
+        EMPTY,
+    ),
+    "StartSandbox": (_SANDBOX, {1: ("pid", UINT), 2: ("created_at", TIMESTAMP), 3: ("spec", ANY)}),
+    "Platform": (_SANDBOX, {1: ("platform", _PLATFORM)}),
+    "StopSandbox": ({1: ("sandbox_id", STRING), 2: ("timeout_secs", UINT)}, EMPTY),
+    "WaitSandbox": (_SANDBOX, _EXIT),
+    "SandboxStatus": (
+        {1: ("sandbox_id", STRING), 2: ("verbose", BOOL)},
+        {
+            1: ("sandbox_id", STRING),
+            2: ("pid", UINT),
+            3: ("state", STRING),
+            4: ("info", MAP),
+            5: ("created_at", TIMESTAMP),
+            6: ("exited_at", TIMESTAMP),
+            7: ("extra", ANY),
+        },
+    ),
+    "PingSandbox": (_SANDBOX, EMPTY),
+    "ShutdownSandbox": (_SANDBOX, EMPTY),
+    "SandboxMetrics": (_SANDBOX, {1: ("metrics", _METRIC)}),
+}
+"""The Sandbox service: request and response of each method."""
+
 ENVELOPE: Final[Schema] = {
     1: ("timestamp", TIMESTAMP),
     2: ("namespace", STRING),

@@ -1,4 +1,4 @@
-"""The Task service, v2 and v3: requests to containers, and what they say to responses."""
+"""The Task service, v2 and v3: requests to containers, and what they say to responses. And the Sandbox service."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -8,8 +8,10 @@ from carina.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemente
 from carina.mount import Mount
 from shimd import cgroup, metrics1, metrics2
 from shimd.container import Container
-from shimd.messages import METHODS, OPTIONS, PROCESS_DETAILS, timestamp
+from shimd.messages import METHODS, OPTIONS, PROCESS_DETAILS, SANDBOX_METHODS, timestamp
 from shimd.process import Group
+from shimd.sandboxes import SERVICE as SANDBOX_SERVICE
+from shimd.sandboxes import Sandboxes
 from shimd.stdio import Stdio
 from shimd.wire import Values, decode, encode
 
@@ -31,9 +33,22 @@ def _options(value: Values | None) -> Values:
 
 
 class Service:
-    def __init__(self, group: Group, *, changed: Callable[[], None], ended: Callable[[], bool]) -> None:
-        """`changed` is called when a container has gone; `ended` when the shim shall end at once."""
+    def __init__(
+        self,
+        group: Group,
+        *,
+        sandbox: str,
+        changed: Callable[[], None],
+        ended: Callable[[], bool],
+        closed: Callable[[], None],
+    ) -> None:
+        """`sandbox` is the id of the one that the whole group is in, if there is one.
+
+        `changed` is called when a container has gone; `ended` when the shim shall end at once;
+        `closed` when it shall end as soon as it has told everything.
+        """
         self.containers: dict[str, Container] = {}
+        self._sandboxes = Sandboxes(group.loop, self.containers, group=sandbox, changed=changed, ended=closed)
         self._group, self._changed, self._ended = group, changed, ended
         self._creating: set[str] = set()
         self._methods: dict[str, Callable[[Values], Awaitable[Values]]] = {
@@ -58,7 +73,7 @@ class Service:
 
     @property
     def busy(self) -> bool:
-        return bool(self.containers or self._creating)
+        return bool(self.containers or self._creating or self._sandboxes.busy)
 
     def forget_removed(self) -> None:
         """Let go of containers that somebody else has removed: ended, and without a bundle."""
@@ -69,10 +84,14 @@ class Service:
 
     async def answer(self, service: str, method: str, payload: bytes) -> bytes:
         """Raises CarinaError."""
-        handler = self._methods.get(method)
-        if service not in SERVICES or handler is None:
+        handler: Callable[[Values], Awaitable[Values]] | None = None
+        if service in SERVICES:
+            handler, schemas = self._methods.get(method), METHODS
+        elif service == SANDBOX_SERVICE:
+            handler, schemas = self._sandboxes.methods.get(method), SANDBOX_METHODS
+        if handler is None:
             raise Unimplemented(f"method {service}/{method} is not served here")
-        request, response = METHODS[method]
+        request, response = schemas[method]
         return encode(response, await handler(decode(request, payload)))
 
     def _container(self, id: str) -> Container:

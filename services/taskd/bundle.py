@@ -7,6 +7,7 @@
     log                 FIFO of the shim's log
     shim-binary-path    which shim it is
     bootstrap.json      how to reach it (`address` holds the address alone, for older tools)
+    sandbox             the sandbox whose shim it is on, if that is so
 and what the shim adds (init.pid, options.json, ...). A bundle without bootstrap.json has a shim that never answered.
 
 Everything here blocks: call it in a thread. Files are written under a temporary name and renamed.
@@ -44,6 +45,8 @@ class Bundle:
     id: str
     path: Path
     work: Path
+    mode: int = 0o711
+    """Of the directories above it: a remapped root must get through them to its root file system."""
 
     @property
     def log(self) -> Path:
@@ -59,8 +62,8 @@ class Bundle:
         group = _remapped_group(self.id, spec)
         try:
             for directory in (self.path.parent.parent, self.path.parent):
-                directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-                directory.chmod(0o711)
+                directory.mkdir(mode=self.mode, parents=True, exist_ok=True)
+                directory.chmod(self.mode)
             self.path.mkdir(mode=0o700)
         except FileExistsError:
             raise AlreadyExists(f"bundle {self.path} exists already") from None
@@ -80,13 +83,14 @@ class Bundle:
         (self.path / "rootfs").mkdir(mode=0o711)
         (self.path / "work").symlink_to(self.work)
         os.mkfifo(self.log, 0o600)
-        self._write("config.json", spec)
+        self.write("config.json", spec)
         if group is not None:
             # A remapped root must get to its root file system through this directory, and nobody else.
             os.chown(self.path, -1, group)
             self.path.chmod(0o710)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file into the bundle, whole or not at all."""
         temporary = self.path / f".{name}.new"
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -96,15 +100,22 @@ class Bundle:
         temporary.rename(self.path / name)
 
     def remember_shim(self, binary: Path) -> None:
-        self._write("shim-binary-path", str(binary).encode())
+        self.write("shim-binary-path", str(binary).encode())
 
     def remember_bootstrap(self, bootstrap: Bootstrap) -> None:
-        self._write("address", bootstrap.address.encode())
-        self._write("bootstrap.json", json.dumps(asdict(bootstrap)).encode())
+        self.write("address", bootstrap.address.encode())
+        self.write("bootstrap.json", json.dumps(asdict(bootstrap)).encode())
+
+    def remember_sandbox(self, id: str) -> None:
+        self.write("sandbox", id.encode())
+
+    def sandbox(self) -> str:
+        """The sandbox whose shim the task is on; empty for none."""
+        return self.read("sandbox") or ""
 
     def shim(self) -> Path | None:
         """The shim's binary; None where that was not written yet."""
-        text = self._read("shim-binary-path")
+        text = self.read("shim-binary-path")
         return None if text is None else Path(text)
 
     def bootstrap(self) -> Bootstrap | None:
@@ -113,7 +124,7 @@ class Bundle:
         Raises:
             DataLoss: the file is damaged.
         """
-        text = self._read("bootstrap.json")
+        text = self.read("bootstrap.json")
         if text is None:
             return None
         try:
@@ -130,10 +141,11 @@ class Bundle:
         return (self.path / "init.pid").exists()
 
     def init_pid(self) -> int:
-        text = self._read("init.pid") or ""
+        text = self.read("init.pid") or ""
         return int(text) if text.isascii() and text.isdigit() else 0
 
-    def _read(self, name: str) -> str | None:
+    def read(self, name: str) -> str | None:
+        """The beginning of a file of the bundle; None where there is none."""
         try:
             with open(self.path / name, encoding="utf-8", errors="replace") as file:
                 return file.read(_MAX_FILE)

@@ -24,6 +24,7 @@ from taskd.outbox import Limits
 _LIMITS: Final = {"events_kept": "events", "events_kept_bytes": "bytes"}
 _MOST: Final = 1 << 40
 BUNDLES: Final = "io.containerd.runtime.v2.task"
+SANDBOXES: Final = "io.containerd.sandbox.controller.v1.shim"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,15 @@ class Config:
     @property
     def bundles(self) -> Path:
         return self.state / BUNDLES
+
+    @property
+    def sandboxes(self) -> Path:
+        """The bundles of sandboxes."""
+        return self.state / SANDBOXES
+
+    @property
+    def sandbox_work(self) -> Path:
+        return self.root / "sandboxes"
 
     @property
     def work(self) -> Path:

@@ -1,4 +1,4 @@
-"""Sandbox controllers that are plugged in. Our own does not exist yet: what is for it is Unimplemented."""
+"""The sandbox controllers that there are: our own, and those that are plugged in, as metadatad last told."""
 
 import contextlib
 import time
@@ -6,26 +6,43 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from carina import context
+from carina.api.containerd.services.sandbox.v1 import ControllerBase, ControllerStub
 from carina.backends.plugged import Plugged
-from carina.errors import DeadlineExceeded, NotFound, Unavailable, Unimplemented
-from carina.rpc.client import Channel
+from carina.errors import DeadlineExceeded, NotFound, Unavailable
+from carina.events import Envelope
+from carina.sandboxes import End, SandboxController
+from carina.sandboxes.server import ControllerService
+from taskd import rpc
+from taskd.outbox import Kind, Outbox, Subject
 
-OWN: Final = "shim"
-"""The name of containerd's own controller for shims."""
+OWN: Final = ("", "shim")
+"""Names of our own: containerd's for its controller over shims, and none."""
 
 
-class PluggedControllers:
-    """`carina.sandboxes.server.Controllers`: those that metadatad knows, as it last told."""
+class AllControllers:
+    """`carina.sandboxes.server.Controllers`."""
 
-    def __init__(self, plugged: Plugged, *, call_seconds: float, work_seconds: float) -> None:
-        self._plugged = plugged
+    def __init__(
+        self,
+        own: SandboxController,
+        plugged: Plugged,
+        outbox: Outbox,
+        *,
+        call_seconds: float,
+        work_seconds: float,
+    ) -> None:
+        self._own = ControllerService(own)
+        self._plugged, self._outbox = plugged, outbox
         self._call_seconds = call_seconds
         self._work_seconds = work_seconds
 
     @contextlib.asynccontextmanager
-    async def reach(self, sandboxer: str, *, work: bool = False, endless: bool = False) -> AsyncIterator[Channel]:
-        if sandboxer in {"", OWN}:
-            raise Unimplemented(f"sandbox controller {OWN!r} does not exist here: name one that is plugged in")
+    async def reach(
+        self, sandboxer: str, *, work: bool = False, endless: bool = False
+    ) -> AsyncIterator[ControllerBase | ControllerStub]:
+        if sandboxer in OWN:
+            yield self._own
+            return
         backend = await self._plugged.find(sandboxer)
         if backend is None:
             raise NotFound(f"sandbox controller {sandboxer!r} does not exist")
@@ -34,13 +51,28 @@ class PluggedControllers:
         with self._plugged.calling(backend) as channel:
             if endless:
                 async with channel.attended(name, seconds):
-                    yield channel
+                    yield ControllerStub(channel)
                 return
             begun = time.monotonic()
             try:
                 with context.deadline(seconds):
-                    yield channel
+                    yield ControllerStub(channel)
             except DeadlineExceeded as error:
                 if time.monotonic() - begun < seconds - 0.1:
                     raise  # the caller's own
                 raise Unavailable(f"{name} did not answer for {seconds:.3g} s") from error
+
+    async def _tell(self, sandboxer: str, envelope: Envelope) -> None:
+        """Our own controller tells of its sandboxes itself."""
+        if sandboxer not in OWN:
+            await self._outbox.record(envelope, Subject(kind=Kind.OTHER))
+
+    async def created(self, sandboxer: str, id: str) -> None:
+        await self._tell(sandboxer, rpc.sandbox_created(context.namespace(), id))
+
+    async def started(self, sandboxer: str, id: str) -> None:
+        await self._tell(sandboxer, rpc.sandbox_started(context.namespace(), id))
+
+    async def exited(self, sandboxer: str, id: str, end: End) -> None:
+        """Told to each who waits, as containerd does it: nobody else hears of the end."""
+        await self._tell(sandboxer, rpc.sandbox_exited(context.namespace(), id, end))

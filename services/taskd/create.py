@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from carina import context
 from carina.aio.finish import finish
@@ -13,7 +14,8 @@ from carina.mount import Mount
 from carina.tasks import Exit, Stdio
 from carina.typed import TypedValue
 from taskd import log as shim_log
-from taskd.bundle import Bundle
+from taskd.bundle import Bootstrap, Bundle
+from taskd.endpoint import Endpoint
 from taskd.leftovers import kill_leftovers
 from taskd.registry import Registry
 from taskd.runtime import find_shim, is_own, is_runc
@@ -30,6 +32,8 @@ class Request:
     options: TypedValue | None
     runtime_path: str
     checkpoint: str
+    endpoint: Endpoint | None = None
+    """Where the task goes whose container is in a sandbox."""
 
 
 async def create(registry: Registry, container: Container, request: Request) -> int:
@@ -55,7 +59,7 @@ async def create(registry: Registry, container: Container, request: Request) -> 
     try:
         return await _create(registry, task, container, request)
     except BaseException as error:
-        if task.binary is None:
+        if not task.made:
             del registry.tasks[task.key]
         else:
             await finish(_undo(registry, task, error))
@@ -69,17 +73,20 @@ async def _create(registry: Registry, task: Task, container: Container, request:
         raise InvalidArgument(f"container {container.id} has no runtime")
     if container.spec is None or not container.spec.value:
         raise InvalidArgument(f"container {container.id} has no spec")
-    binary = await in_thread(find_shim, runtime, config.shim_directories)
+    endpoint = request.endpoint
+    if endpoint is None:
+        binary: Path | None = await in_thread(find_shim, runtime, config.shim_directories)
+    else:
+        binary = endpoint.binary
     options = request.options if request.options is not None and request.options.value else None
     if options is None and container.runtime is not None:
         options = container.runtime.options
-    if is_runc(binary) or is_own(binary):
+    if binary is not None and (is_runc(binary) or is_own(binary)):
         options = runc_options(options, config.runc_root)
     await in_thread(bundle.create, container.spec.value)
-    task.binary, task.runtime = binary, runtime
-    await in_thread(bundle.remember_shim, binary)
+    task.made, task.binary, task.runtime = True, binary, runtime
     task.stop_log = await shim_log.follow(bundle)
-    bootstrap = await registry.launcher.start(bundle, binary, options)
+    bootstrap = await _bootstrap(registry, task, container, endpoint, options)
     await in_thread(bundle.remember_bootstrap, bootstrap)
     shim = await registry.shim_at(task, bootstrap)
     checkpoint = request.checkpoint or restore_path(options)
@@ -92,11 +99,25 @@ async def _create(registry: Registry, task: Task, container: Container, request:
     return pid
 
 
+async def _bootstrap(
+    registry: Registry, task: Task, container: Container, endpoint: Endpoint | None, options: TypedValue | None
+) -> Bootstrap:
+    """How to reach the task's shim: the sandbox's, or one that is started."""
+    if task.binary is not None:
+        await in_thread(task.bundle.remember_shim, task.binary)
+    if endpoint is not None:
+        task.sandbox = container.sandbox or task.id
+        await in_thread(task.bundle.remember_sandbox, task.sandbox)
+        return endpoint.bootstrap
+    assert task.binary is not None
+    return await registry.launcher.start(task.bundle, task.binary, options)
+
+
 async def _undo(registry: Registry, task: Task, cause: BaseException) -> None:
     with context.use(context.Call(namespace=task.bundle.namespace)):
         answering = await _delete_at_shim(task)
         if not answering:
-            shared = task.shim is not None and len(task.shim.tasks) > 1
+            shared = bool(task.sandbox) or (task.shim is not None and len(task.shim.tasks) > 1)
             if not shared:
                 await kill_leftovers(task.bundle)
             if task.binary is not None and not isinstance(cause, NotFound):

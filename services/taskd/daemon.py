@@ -19,18 +19,22 @@ from carina.events.client import RemoteEventLog, RemoteEventService
 from carina.linux.privileges import require_own, require_root
 from carina.rpc.client import connect
 from carina.rpc.server import serve as serve_rpc
+from carina.sandboxes import SandboxStore
+from carina.sandboxes.client import RemoteSandboxStore
 from carina.sandboxes.server import ControllersService
 from carina.sqlite import open_database
 from carina.sqlite.migrations import migrations
 from carina.tasks.server import TasksService
 from carina.ttrpc.server import serve as serve_events
 from taskd.config import Config
-from taskd.controllers import PluggedControllers
+from taskd.controllers import AllControllers
 from taskd.delivery import Delivery, Sink
+from taskd.endpoints import Endpoints
 from taskd.outbox import Outbox
 from taskd.reconcile import reconcile
 from taskd.registry import Registry
 from taskd.rpc import IntrospectionService, event_handlers
+from taskd.sandboxes import Sandboxes
 from taskd.shim import Launcher
 from taskd.tasks import Tasks
 
@@ -47,7 +51,8 @@ class _Stop(Exception):
 
 def prepare(config: Config) -> None:
     """Make the directories and the publishing program; tighten what is too wide."""
-    for directory, mode in ((config.root, 0o700), (config.work, 0o700), (config.bundles, 0o711)):
+    private = ((config.root, 0o700), (config.work, 0o700), (config.sandbox_work, 0o700))
+    for directory, mode in (*private, (config.bundles, 0o711), (config.sandboxes, 0o700)):
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
         directory.chmod(mode)
     config.state.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -64,13 +69,26 @@ def prepare(config: Config) -> None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     tasks: Tasks
+    sandboxes: Sandboxes
     introspection: IntrospectionService
     registry: Registry
+    outbox: Outbox
+
+    def give_up_waits(self) -> None:
+        self.registry.give_up_waits()
+        self.sandboxes.give_up_waits()
 
 
 @contextlib.asynccontextmanager
-async def opened(config: Config, containers: ContainerStore, events: Sink) -> AsyncIterator[Opened]:
-    """Tasks without a socket of their own; only the events of shims come in by one."""
+async def opened(
+    config: Config,
+    containers: ContainerStore,
+    events: Sink,
+    *,
+    store: SandboxStore | None = None,
+    plugged: Plugged | None = None,
+) -> AsyncIterator[Opened]:
+    """Tasks and sandboxes without a socket of their own; only the events of shims come in by one."""
     await in_thread(prepare, config)
     scripts = await in_thread(migrations, "taskd")
     async with open_database(config.root / "outbox.db", scripts) as database:
@@ -80,21 +98,31 @@ async def opened(config: Config, containers: ContainerStore, events: Sink) -> As
                 group.create_task(outbox.forward(), name="forward events")
                 launcher = Launcher(config=config)
                 registry = Registry(config, launcher, outbox, group)
+                sandboxes = Sandboxes(config, launcher, outbox, store, group)
                 try:
                     # Shims connect to the events' socket when they start, also for `delete`: it comes first.
                     async with serve_events(config.events_socket, event_handlers(registry.record)):
+                        await sandboxes.reconcile()
                         await reconcile(registry, outbox)
+                        controllers = None if plugged is None else _controllers(config, sandboxes, plugged, outbox)
                         yield Opened(
-                            tasks=Tasks(registry, containers),
+                            tasks=Tasks(registry, containers, Endpoints(registry, sandboxes, store, controllers)),
+                            sandboxes=sandboxes,
                             introspection=IntrospectionService(config, launcher),
                             registry=registry,
+                            outbox=outbox,
                         )
                     await outbox.flush(_FLUSH_SECONDS)
                 finally:
+                    await sandboxes.close()
                     await registry.close()
                 raise _Stop
         except* _Stop:
             log.info("stopped; shims and containers go on")
+
+
+def _controllers(config: Config, own: Sandboxes, plugged: Plugged, outbox: Outbox) -> AllControllers:
+    return AllControllers(own, plugged, outbox, call_seconds=config.call_seconds, work_seconds=config.create_seconds)
 
 
 async def serve(config: Config, lifetime: Lifetime) -> None:
@@ -105,13 +133,14 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
     plugged = Plugged(RemoteBackendRegistry(channel), "sandbox")
     try:
         delivery = Delivery(RemoteEventLog(channel), RemoteEventService(channel))
-        controllers = PluggedControllers(plugged, call_seconds=config.call_seconds, work_seconds=config.create_seconds)
-        async with opened(config, RemoteContainerStore(channel), delivery) as own:
+        store = RemoteSandboxStore(channel)
+        async with opened(config, RemoteContainerStore(channel), delivery, store=store, plugged=plugged) as own:
+            controllers = _controllers(config, own.sandboxes, plugged, own.outbox)
             handlers = [TasksService(own.tasks), ControllersService(controllers), own.introspection]
             async with serve_rpc(config.address, handlers, name="taskd"):
                 lifetime.ready()
                 await lifetime.stopped()
-                own.registry.give_up_waits()
+                own.give_up_waits()
     finally:
         plugged.close()
         channel.close()

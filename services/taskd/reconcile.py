@@ -28,7 +28,7 @@ async def reconcile(registry: Registry, outbox: Outbox) -> None:
         except InvalidArgument as error:
             log.warning("%s is left alone: %s", bundle.path, error)
             continue
-        task = Task(bundle, Phase.CONNECTING)
+        task = Task(bundle, Phase.CONNECTING, made=True)
         registry.tasks[task.key] = task
         registry.in_background(_connect(registry, outbox, task), f"reconcile {bundle.namespace}/{bundle.id}")
 
@@ -37,6 +37,7 @@ async def _connect(registry: Registry, outbox: Outbox, task: Task) -> None:
     bundle = task.bundle
     try:
         task.binary = await in_thread(bundle.shim)
+        task.sandbox = await in_thread(bundle.sandbox)
         bootstrap = await in_thread(bundle.bootstrap)
         if bootstrap is None:
             raise NotFound("its shim never answered")

@@ -143,8 +143,10 @@ class Registry:
         try:
             return await self.shim_at(task, bootstrap)
         except Unavailable:
-            if task.binary is None or not is_own(task.binary) or task.own_exit_status() is not None:
+            replaceable = task.binary is not None and is_own(task.binary) and not task.sandbox
+            if not replaceable or task.own_exit_status() is not None:
                 raise
+        assert task.binary is not None
         async with self._locks.hold(("regain", bootstrap.address), seconds=_LOCK_SECONDS):
             found = await self.launcher.start(task.bundle, task.binary, None)
         await in_thread(task.bundle.remember_bootstrap, found)
@@ -241,8 +243,10 @@ class Registry:
         if task.shim is not None:
             task.shim.tasks.discard(task.key)
             # One that is asked to end may forget what it was about to tell (containerd's since 2.0).
-            told = bool(task.shim.tasks) or await self._outbox.deleted(*task.key, _TELL_SECONDS)
-            await task.shim.shutdown(task.id)
+            stays = bool(task.sandbox or task.shim.tasks)
+            told = stays or await self._outbox.deleted(*task.key, _TELL_SECONDS)
+            if not task.sandbox:
+                await task.shim.shutdown(task.id)
             if not told:
                 await self._tell(task, exit)
         self.leave_shim(task)
@@ -281,7 +285,7 @@ class Registry:
             bootstrap = await in_thread(task.bundle.bootstrap)
         self.leave_shim(task)
         await kill_leftovers(task.bundle)
-        if bootstrap is not None and bootstrap.address not in self._shims:
+        if bootstrap is not None and not task.sandbox and bootstrap.address not in self._shims:
             await remove_socket(bootstrap.address)
         exit = await self._delete_by_binary(task)
         if known is not None:

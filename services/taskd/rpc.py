@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+import betterproto2
+
 from carina import context
 from carina.aio.threads import in_thread
 from carina.api.containerd import events as wire
@@ -16,6 +18,7 @@ from carina.errors import InvalidArgument, NotFound
 from carina.events import Envelope
 from carina.platforms import host
 from carina.rpc.codec import decode, encode
+from carina.sandboxes import End
 from carina.tasks import Exit
 from carina.ttrpc.client import dial
 from carina.ttrpc.server import Handler, unary
@@ -91,6 +94,24 @@ def delete_event(namespace: str, id: str, exit: Exit) -> Envelope:
     return Envelope(timestamp=datetime.now(UTC), namespace=namespace, topic=DELETE_TOPIC, event=event)
 
 
+def _sandbox_event(namespace: str, topic: str, name: str, message: betterproto2.Message) -> Envelope:
+    event = TypedValue(f"containerd.events.{name}", encode(message))
+    return Envelope(timestamp=datetime.now(UTC), namespace=namespace, topic=topic, event=event)
+
+
+def sandbox_created(namespace: str, id: str) -> Envelope:
+    return _sandbox_event(namespace, "/sandboxes/create", "SandboxCreate", wire.SandboxCreate(sandbox_id=id))
+
+
+def sandbox_started(namespace: str, id: str) -> Envelope:
+    return _sandbox_event(namespace, "/sandboxes/start", "SandboxStart", wire.SandboxStart(sandbox_id=id))
+
+
+def sandbox_exited(namespace: str, id: str, end: End) -> Envelope:
+    message = wire.SandboxExit(sandbox_id=id, exit_status=end.status, exited_at=end.exited_at)
+    return _sandbox_event(namespace, "/sandboxes/exit", "SandboxExit", message)
+
+
 def event_handlers(record: Callable[[Envelope], Awaitable[None]]) -> Mapping[str, Handler]:
     """The service that shims publish to. `record` returns once the event is safe."""
 
@@ -164,6 +185,7 @@ def plugins() -> list[introspection.Plugin]:
     """What containerd would list for the work that taskd does."""
     return [
         introspection.Plugin(type=RUNTIME_TYPE, id="task", platforms=[_machine()]),
+        introspection.Plugin(type="io.containerd.sandbox.controller.v1", id="shim"),
         introspection.Plugin(type="io.containerd.service.v1", id="tasks-service"),
         introspection.Plugin(type="io.containerd.grpc.v1", id="tasks"),
     ]

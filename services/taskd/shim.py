@@ -26,6 +26,7 @@ from carina.errors import CarinaError, FailedPrecondition, NotFound, Unavailable
 from carina.mount import Mount
 from carina.rpc import unary
 from carina.rpc.codec import decode, encode
+from carina.shim import GROUP_VARIABLE
 from carina.tasks import Exit, Process, ProcessInfo, Status, Stdio
 from carina.ttrpc import client as ttrpc
 from carina.typed import TypedValue
@@ -135,6 +136,24 @@ class Shim:
             if type(error) is CarinaError and _STATE.match(str(error)):
                 raise FailedPrecondition(str(error)) from error
             raise
+
+    async def call_sandbox(
+        self,
+        method: str,
+        request: betterproto2.Message,
+        response: type[M],
+        *,
+        seconds: float | None = None,
+        endless: bool = False,
+    ) -> M:
+        """Call a method of the Sandbox service, which not every shim has."""
+        if self._client is None:
+            raise Unavailable(f"shim {self.bootstrap.address} is not connected")
+        path = f"containerd.runtime.sandbox.v1.Sandbox/{method}"
+        if endless:
+            return await self._client.call(path, request, response)
+        with context.deadline(self.config.call_seconds if seconds is None else seconds):
+            return await self._client.call(path, request, response)
 
     async def create(
         self,
@@ -246,10 +265,10 @@ class Shim:
         answer = await self.call("Connect", wire.ConnectRequest(id=id), wire.ConnectResponse)
         self.pid = answer.shim_pid
 
-    async def shutdown(self, id: str) -> None:
+    async def shutdown(self, id: str, *, now: bool = False) -> None:
         """Ask the shim to end, which it does unless it has other tasks; it may be gone before it answers."""
         try:
-            await self.call("Shutdown", wire.ShutdownRequest(id=id), Empty, seconds=3.0)
+            await self.call("Shutdown", wire.ShutdownRequest(id=id, now=now), Empty, seconds=3.0)
         except CarinaError as error:
             if not isinstance(error, Unavailable | NotFound):
                 log.warning("shim %s did not shut down: %s", self.bootstrap.address, error)
@@ -276,21 +295,23 @@ class Launcher:
             "GOMAXPROCS": "2",
         }
 
-    async def start(self, bundle: Bundle, binary: Path, options: TypedValue | None) -> Bootstrap:
-        """Start a shim for a bundle, or be told of the one that will serve it.
+    async def start(
+        self, bundle: Bundle, binary: Path, options: TypedValue | None, *, alone: bool = False
+    ) -> Bootstrap:
+        """Start a shim for a bundle, or be told of the one that will serve it. One of ours can be had for it alone.
 
         Raises:
             NotFound: there is no such binary.
             Unavailable: it did not start in time, and was killed.
             CarinaError: it failed, or answered nonsense.
         """
-        if is_own(binary) and (found := await in_thread(running, bundle, self.config)):
+        if not alone and is_own(binary) and (found := await in_thread(running, bundle, self.config)):
             return found
         output = await command.run(
             binary,
             self._arguments(bundle.namespace, bundle.id, "start"),
             directory=bundle.path,
-            environment=self._environment(bundle.namespace),
+            environment=self._environment(bundle.namespace) | ({GROUP_VARIABLE: "container"} if alone else {}),
             stdin=await self._start_input(bundle, binary, options),
             seconds=self.config.start_seconds,
         )

@@ -33,6 +33,10 @@ class Task:
     phase: Phase
     binary: Path | None = None
     runtime: str = ""
+    sandbox: str = ""
+    """The sandbox whose shim it is on; empty for a shim that was started for tasks."""
+    made: bool = False
+    """Whether there is a bundle."""
     shim: Shim | None = None
     pid: int = 0
     processes: dict[str, Process] = field(default_factory=dict)

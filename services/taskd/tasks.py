@@ -16,6 +16,7 @@ from carina.mount import Mount
 from carina.tasks import NO_STDIO, Exit, Metric, Process, ProcessInfo, Status, Stdio
 from carina.typed import TypedValue
 from taskd.create import Request, create
+from taskd.endpoints import Endpoints
 from taskd.registry import Registry
 from taskd.shim import Shim, checkpoint_path
 from taskd.task import Phase, Task
@@ -34,9 +35,10 @@ def _fields(task: Task) -> Adaptor:
 class Tasks:
     """`TaskService` over shims."""
 
-    def __init__(self, registry: Registry, containers: ContainerStore) -> None:
+    def __init__(self, registry: Registry, containers: ContainerStore, endpoints: Endpoints) -> None:
         self._registry = registry
         self._containers = containers
+        self._endpoints = endpoints
 
     async def create(
         self,
@@ -53,7 +55,14 @@ class Tasks:
         context.namespace()
         with context.deadline(_METADATA_SECONDS):
             container = await self._containers.get(container_id)
-        request = Request(rootfs=rootfs, stdio=stdio, options=options, runtime_path=runtime_path, checkpoint="")
+        request = Request(
+            rootfs=rootfs,
+            stdio=stdio,
+            options=options,
+            runtime_path=runtime_path,
+            checkpoint="",
+            endpoint=await self._endpoints.find(container, options),
+        )
         return await create(self._registry, container, request)
 
     async def _shim(self, id: str) -> tuple[Task, Shim]:

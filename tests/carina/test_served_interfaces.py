@@ -17,7 +17,7 @@ from carina.images.layout import LayoutImages
 from carina.mount import Mount
 from carina.platforms import Platform
 from carina.rpc.client import connect
-from carina.sandboxes import Ending, Instance, Measured, Sandbox, Status
+from carina.sandboxes import End, Instance, Reading, Sandbox, State
 from carina.sandboxes.client import RemoteSandboxController
 from carina.typed import TypedValue
 from support.stores import MemoryContent, MemoryImages, MemoryLeases
@@ -53,22 +53,22 @@ class Controller:
     async def platform(self, id: str) -> Platform:
         return Platform(os="linux", architecture="arm64", variant="v8")
 
-    async def stop(self, id: str, *, timeout: int = 0) -> None:
-        self.asked.append((id, timeout))
+    async def stop(self, id: str, *, seconds: int = 0) -> None:
+        self.asked.append((id, seconds))
 
-    async def wait(self, id: str) -> Ending:
-        return Ending(status=137, exited_at=MOMENT)
+    async def wait(self, id: str) -> End:
+        return End(status=137, exited_at=MOMENT)
 
-    async def status(self, id: str, *, verbose: bool = False) -> Status:
+    async def status(self, id: str, *, verbose: bool = False) -> State:
         if id == "absent":
             raise NotFound("sandbox absent: not found")
-        return Status(state="READY", pid=7, info={"v": str(verbose)}, created_at=MOMENT, extra=ANY)
+        return State(state="READY", pid=7, info={"v": str(verbose)}, created_at=MOMENT, extra=ANY)
 
     async def shutdown(self, id: str) -> None:
         self.asked.append(id)
 
-    async def metrics(self, id: str) -> Measured:
-        return Measured(timestamp=MOMENT, data=ANY)
+    async def metrics(self, id: str) -> Reading:
+        return Reading(timestamp=MOMENT, data=ANY)
 
     async def update(self, id: str, sandbox: Sandbox, fields: Sequence[str] = ()) -> None:
         self.asked.append((id, sandbox.labels, list(fields)))
@@ -88,7 +88,7 @@ async def test_a_sandbox_controller_is_the_same_over_a_socket(tmp_path: Path) ->
             await far.create("taken")
         assert await far.start("s") == await controller.start("s")
         assert await far.platform("s") == await controller.platform("s")
-        await far.stop("s", timeout=5)
+        await far.stop("s", seconds=5)
         assert await far.wait("s") == await controller.wait("s")
         assert await far.status("s", verbose=True) == await controller.status("s", verbose=True)
         with pytest.raises(NotFound):

@@ -7,6 +7,7 @@ import pytest
 
 from carina.api.containerd import events
 from carina.api.containerd.runc.v1 import CheckpointOptions, Options, ProcessDetails
+from carina.api.containerd.runtime.sandbox import v1 as sandbox
 from carina.api.containerd.services.events.ttrpc.v1 import ForwardRequest
 from carina.api.containerd.task import v3
 from carina.api.containerd.types import RuntimeInfo
@@ -37,6 +38,17 @@ _REQUESTS: dict[str, tuple[type[betterproto2.Message], type[betterproto2.Message
     "Stats": (v3.StatsRequest, v3.StatsResponse),
     "Connect": (v3.ConnectRequest, v3.ConnectResponse),
     "Shutdown": (v3.ShutdownRequest, None),
+}
+_SANDBOX_REQUESTS: dict[str, tuple[type[betterproto2.Message], type[betterproto2.Message] | None]] = {
+    "CreateSandbox": (sandbox.CreateSandboxRequest, None),
+    "StartSandbox": (sandbox.StartSandboxRequest, sandbox.StartSandboxResponse),
+    "Platform": (sandbox.PlatformRequest, sandbox.PlatformResponse),
+    "StopSandbox": (sandbox.StopSandboxRequest, None),
+    "WaitSandbox": (sandbox.WaitSandboxRequest, sandbox.WaitSandboxResponse),
+    "SandboxStatus": (sandbox.SandboxStatusRequest, sandbox.SandboxStatusResponse),
+    "PingSandbox": (sandbox.PingRequest, None),
+    "ShutdownSandbox": (sandbox.ShutdownSandboxRequest, None),
+    "SandboxMetrics": (sandbox.SandboxMetricsRequest, sandbox.SandboxMetricsResponse),
 }
 _OTHERS: list[tuple[Any, type[betterproto2.Message]]] = [
     (messages.REQUEST, Request),
@@ -83,6 +95,11 @@ def test_tables_are_the_generated_messages() -> None:
         _same(messages.METHODS[method][0], request)
         if response is not None:
             _same(messages.METHODS[method][1], response)
+    assert set(messages.SANDBOX_METHODS) == set(_SANDBOX_REQUESTS)
+    for method, (request, response) in _SANDBOX_REQUESTS.items():
+        _same(messages.SANDBOX_METHODS[method][0], request)
+        if response is not None:
+            _same(messages.SANDBOX_METHODS[method][1], response)
     for name, schema in messages.EVENTS.values():
         _same(schema, getattr(events, name.replace("OOM", "Oom")))
     for schema, generated in _OTHERS:

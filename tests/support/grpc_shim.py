@@ -11,6 +11,7 @@ from typing import Any
 
 from grpclib.const import Cardinality, Handler
 
+from carina.api.containerd.runtime.sandbox.v1 import SandboxBase
 from carina.api.containerd.task.v2 import TaskBase
 from carina.config import socket_path
 from carina.rpc.server import serve
@@ -20,14 +21,14 @@ BEHIND = "containerd-shim-runc-v2"
 NAME = "containerd-shim-grpc-v2"
 
 
-def install(directory: Path) -> Path:
-    """The program, whose absolute path is a runtime."""
+def install(directory: Path, behind: str = BEHIND) -> Path:
+    """The program, whose absolute path is a runtime; `behind` is the shim that it starts."""
     directory.mkdir(exist_ok=True)
     path = directory / NAME
     root = Path(__file__).parent.parent
     path.write_text(
         f"#!{sys.executable}\nimport sys\n\nsys.path.insert(0, {str(root)!r})\n"
-        "from support.grpc_shim import main\n\nmain()\n"
+        f"from support.grpc_shim import main\n\nmain({behind!r})\n"
     )
     path.chmod(0o755)
     return path
@@ -38,7 +39,8 @@ class _Passed:
         self._client = client
 
     def __mapping__(self) -> Mapping[str, Handler]:
-        return {path: self._handler(path, known) for path, known in TaskBase().__mapping__().items()}
+        known = {**TaskBase().__mapping__(), **SandboxBase().__mapping__()}
+        return {path: self._handler(path, handler) for path, handler in known.items()}
 
     def _handler(self, path: str, known: Handler) -> Handler:
         async def passed(stream: Any) -> None:
@@ -56,13 +58,18 @@ async def _serve(front: str, behind: str, ready: int) -> None:
         await client.closed()
 
 
-def main() -> None:
-    done = subprocess.run([BEHIND, *sys.argv[1:]], stdin=sys.stdin, stdout=subprocess.PIPE, check=False)
+def _address(answer: str) -> str:
+    """Of a shim that tells it alone, or in JSON."""
+    return str(json.loads(answer)["address"]) if answer.startswith("{") else answer
+
+
+def main(behind: str) -> None:
+    done = subprocess.run([behind, *sys.argv[1:]], stdin=sys.stdin, stdout=subprocess.PIPE, check=False)
     if done.returncode or sys.argv[-1] != "start":
         sys.stdout.buffer.write(done.stdout)
         sys.exit(done.returncode)
-    behind = str(socket_path(done.stdout.decode().strip()))
-    front = f"{behind}.grpc"
+    path = str(socket_path(_address(done.stdout.decode().strip())))
+    front = f"{path}.grpc"
     waiting, ready = os.pipe()
     if os.fork() == 0:
         os.setsid()
@@ -71,7 +78,7 @@ def main() -> None:
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         try:
-            asyncio.run(_serve(front, behind, ready))
+            asyncio.run(_serve(front, path, ready))
         finally:
             Path(front).unlink(missing_ok=True)
             os._exit(0)

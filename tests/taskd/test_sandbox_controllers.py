@@ -13,11 +13,14 @@ from carina.api.containerd.services.sandbox import v1 as wire
 from carina.backends import Backend
 from carina.backends.plugged import Plugged
 from carina.errors import AlreadyExists, DeadlineExceeded, NotFound, Unavailable, Unimplemented
+from carina.events import Envelope
 from carina.rpc.client import connect
 from carina.rpc.server import serve
+from carina.sandboxes import State
 from carina.sandboxes.server import ControllersService
 from support.listed import Listed
-from taskd.controllers import PluggedControllers
+from taskd.controllers import AllControllers
+from taskd.outbox import Subject
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -70,6 +73,20 @@ class Controller(wire.ControllerBase):
         return wire.ControllerUpdateResponse()
 
 
+class Told:
+    """Our own controller, which knows no sandbox, and the outbox that events go to."""
+
+    async def record(self, envelope: Envelope, subject: Subject) -> bool:
+        TOLD.append((envelope.topic, envelope.namespace, envelope.event.value))
+        return True
+
+    async def status(self, id: str, *, verbose: bool = False) -> State:
+        raise NotFound(f"sandbox {id}: not found")
+
+
+TOLD: list[tuple[str, str, bytes]] = []
+
+
 @asynccontextmanager
 async def passing_on(path: Path, *controllers: Controller) -> AsyncIterator[tuple[wire.ControllerStub, Listed]]:
     """A client of what taskd serves."""
@@ -80,7 +97,9 @@ async def passing_on(path: Path, *controllers: Controller) -> AsyncIterator[tupl
             await stack.enter_async_context(serve(f"unix://{path}/{one.name}", [one], name=one.name, grace=0.1))
         plugged = Plugged(registry, "sandbox")
         stack.callback(plugged.close)
-        service = ControllersService(PluggedControllers(plugged, call_seconds=0.5, work_seconds=30))
+        told = Told()
+        every = AllControllers(told, plugged, told, call_seconds=0.5, work_seconds=30)  # type: ignore[arg-type]
+        service = ControllersService(every)
         await stack.enter_async_context(serve(f"unix://{path}/t", [service], name="taskd", grace=0.1))
         channel = connect(f"unix://{path}/t")
         stack.callback(channel.close)
@@ -89,7 +108,11 @@ async def passing_on(path: Path, *controllers: Controller) -> AsyncIterator[tupl
 
 
 async def test_calls_go_to_the_controller_that_they_name(tmp_path: Path) -> None:
-    """With their namespace, and with the answer or error of that controller; also while metadatad is away."""
+    """With their namespace, and with the answer or error of that controller; also while metadatad is away.
+
+    What it has done is told by containerd's events.
+    """
+    TOLD.clear()
     one, two = Controller("one"), Controller("two")
     async with passing_on(tmp_path, one, two) as (stub, registry):
         created = await stub.create(wire.ControllerCreateRequest(sandbox_id="s", sandboxer="one"))
@@ -108,18 +131,25 @@ async def test_calls_go_to_the_controller_that_they_name(tmp_path: Path) -> None
             for name in ("one", "two")
         ]
         assert states == ["one", "two"]
+    names = {b"\n\x01s"}
+    assert [(topic, namespace) for topic, namespace, value in TOLD if value in names] == [
+        ("/sandboxes/create", "mine"),
+        ("/sandboxes/start", "mine"),
+    ]
     assert one.asked == [("create", "mine"), ("create", "mine")]
     assert two.asked == [(method, "mine") for method in ("start", "stop", "shutdown", "metrics", "update")]
 
 
 async def test_a_controller_that_is_not_there_is_named(tmp_path: Path) -> None:
-    """None of that name, our own, which does not exist, and one whose process is gone."""
+    """None of that name, our own, which answers itself, and one whose process is gone."""
     async with passing_on(tmp_path) as (stub, _):
         with pytest.raises(NotFound, match="sandbox controller 'nobody' does not exist"):
             await stub.status(wire.ControllerStatusRequest(sandboxer="nobody"))
         for own in ("", "shim"):
-            with pytest.raises(Unimplemented, match="sandbox controller 'shim' does not exist here"):
-                await stub.create(wire.ControllerCreateRequest(sandbox_id="s", sandboxer=own))
+            with pytest.raises(NotFound, match="sandbox s: not found"):
+                await stub.status(wire.ControllerStatusRequest(sandbox_id="s", sandboxer=own))
+            with pytest.raises(Unimplemented, match="can't follow changes"):
+                await stub.update(wire.ControllerUpdateRequest(sandbox_id="s", sandboxer=own))
         with pytest.raises(Unavailable, match=r"nothing answers at .*gone"):
             await stub.status(wire.ControllerStatusRequest(sandboxer="gone"))
 

@@ -1,4 +1,4 @@
-"""Sandboxes: the record of a group of containers that share a shim, and the controllers that run such groups."""
+"""Sandboxes: the record of a group of containers that share a shim (`carina.tasks` runs them)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,29 +43,28 @@ class SandboxStore(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """A sandbox that a controller has started."""
+    """A sandbox that has been started."""
 
     pid: int = 0
-    """As the host sees it; 0 where the sandbox is no process."""
+    """As the host sees it; 0 where it is no process."""
     created_at: datetime | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
-    """Of the task API inside of the sandbox; empty where tasks find it otherwise."""
+    """Of the Task API for containers in it, such as `ttrpc+unix:///run/...`; empty where there is none."""
     version: int = 0
-    """Of that task API: 2 or 3."""
+    """Of that API."""
     spec: TypedValue | None = None
-    """JSON: changes that the sandbox makes to the specification of its containers."""
+    """Changes to the specification of its containers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Status:
+class State:
     """How a sandbox is."""
 
-    state: str
-    """A word of the controller's choice."""
     pid: int = 0
+    state: str = ""
+    """A word of the controller's choice; CRI's are SANDBOX_READY and SANDBOX_NOTREADY."""
     info: Mapping[str, str] = field(default_factory=dict)
-    """For people, not for programs."""
     created_at: datetime | None = None
     exited_at: datetime | None = None
     extra: TypedValue | None = None
@@ -74,53 +73,64 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """How a sandbox has ended."""
+class End:
+    """How a sandbox ended."""
 
-    status: int
-    """The exit code, or 128 and the signal."""
+    status: int = 0
+    """The exit code, or 128 and the signal; 255 where nobody knows."""
     exited_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class Reading:
+    """What was measured of a sandbox at a moment."""
+
     timestamp: datetime
-    data: TypedValue | None = None
+    data: TypedValue
 
 
 class SandboxController(Protocol):
-    """What runs sandboxes of the call's namespace. Every method but `create` raises NotFound for an unknown id."""
+    """Runs the sandboxes of the call's namespace. Each method raises NotFound where there is no such sandbox."""
 
     async def create(
         self,
         id: str,
         *,
+        sandbox: Sandbox | None = None,
         rootfs: Sequence[Mount] = (),
         options: TypedValue | None = None,
         netns_path: str = "",
         annotations: Mapping[str, str] | None = None,
-        sandbox: Sandbox | None = None,
     ) -> None:
-        """Make what a sandbox needs; `sandbox` is its record, where the caller sends it. Raises AlreadyExists."""
+        """Prepare it; without `sandbox` its record is read from the store. If it fails, nothing is left.
 
-    async def start(self, id: str) -> Instance: ...
+        Raises:
+            AlreadyExists: it is there.
+            Unimplemented: its runtime has no sandboxes.
+        """
+
+    async def start(self, id: str) -> Instance:
+        """Once it returns, tasks can be created in it."""
 
     async def platform(self, id: str) -> Platform:
-        """What its containers are for."""
+        """What its containers see, which may differ from the host's."""
 
-    async def stop(self, id: str, *, timeout: int = 0) -> None:
-        """End it, by force after `timeout` seconds; 0: the controller's default."""
+    async def stop(self, id: str, *, seconds: int = 0) -> None:
+        """End it and what is in it, by force after `seconds` (0: the controller's default). Idempotent."""
 
-    async def wait(self, id: str) -> Ending:
-        """Returns when it has ended."""
+    async def wait(self, id: str) -> End:
+        """Its end, whenever that is."""
 
-    async def status(self, id: str, *, verbose: bool = False) -> Status:
-        """`verbose` fills `info` too."""
+    async def status(self, id: str, *, verbose: bool = False) -> State: ...
+
+    async def metrics(self, id: str) -> Reading: ...
 
     async def shutdown(self, id: str) -> None:
-        """Remove what `create` made, of a sandbox that has ended."""
-
-    async def metrics(self, id: str) -> Measured: ...
+        """Stop it, and remove what it has on disk. Idempotent."""
 
     async def update(self, id: str, sandbox: Sandbox, fields: Sequence[str] = ()) -> None:
-        """Take over what has changed in its record: paths of fields; all where empty."""
+        """Take over what has changed in its record: paths of fields; all where empty.
+
+        Raises:
+            Unimplemented: the controller can't follow changes.
+        """

@@ -20,7 +20,7 @@ from carina.mount import Mount
 from carina.platforms import Platform
 from carina.rpc.any import value_from_wire, value_to_wire, values_from_wire, values_to_wire
 from carina.rpc.client import Channel
-from carina.sandboxes import Ending, Instance, Measured, Sandbox, Status
+from carina.sandboxes import End, Instance, Reading, Sandbox, State
 from carina.typed import Runtime, TypedValue
 
 
@@ -128,20 +128,20 @@ class RemoteSandboxController:
             raise Internal(f"the controller of sandbox {id} names no platform")
         return Platform(os=found.os, architecture=found.architecture, variant=found.variant)
 
-    async def stop(self, id: str, *, timeout: int = 0) -> None:
-        request = wire.ControllerStopRequest(sandbox_id=id, timeout_secs=timeout, sandboxer=self._name)
+    async def stop(self, id: str, *, seconds: int = 0) -> None:
+        request = wire.ControllerStopRequest(sandbox_id=id, timeout_secs=seconds, sandboxer=self._name)
         with no_deadline():
             await self._stub.stop(request)
 
-    async def wait(self, id: str) -> Ending:
+    async def wait(self, id: str) -> End:
         with no_deadline():
             ended = await self._stub.wait(wire.ControllerWaitRequest(sandbox_id=id, sandboxer=self._name))
-        return Ending(status=ended.exit_status, exited_at=ended.exited_at)
+        return End(status=ended.exit_status, exited_at=ended.exited_at)
 
-    async def status(self, id: str, *, verbose: bool = False) -> Status:
+    async def status(self, id: str, *, verbose: bool = False) -> State:
         request = wire.ControllerStatusRequest(sandbox_id=id, verbose=verbose, sandboxer=self._name)
         found = await self._stub.status(request)
-        return Status(
+        return State(
             state=found.state,
             pid=found.pid,
             info=dict(found.info),
@@ -156,12 +156,13 @@ class RemoteSandboxController:
         with no_deadline():
             await self._stub.shutdown(wire.ControllerShutdownRequest(sandbox_id=id, sandboxer=self._name))
 
-    async def metrics(self, id: str) -> Measured:
+    async def metrics(self, id: str) -> Reading:
         request = wire.ControllerMetricsRequest(sandbox_id=id, sandboxer=self._name)
         found = (await self._stub.metrics(request)).metrics
-        if found is None or found.timestamp is None:
+        data = None if found is None else value_from_wire(found.data)
+        if found is None or found.timestamp is None or data is None:
             raise Internal(f"the controller of sandbox {id} measured nothing")
-        return Measured(timestamp=found.timestamp, data=value_from_wire(found.data))
+        return Reading(timestamp=found.timestamp, data=data)
 
     async def update(self, id: str, sandbox: Sandbox, fields: Sequence[str] = ()) -> None:
         request = wire.ControllerUpdateRequest(
