@@ -6,6 +6,7 @@ call_seconds = 60       # for any other call to a shim
 state_seconds = 2       # for a shim to say how a process is; then the answer is "unknown"
 cleanup_seconds = 30    # for `shim delete` after a shim's death
 exit_event_seconds = 10 # after which an exit that the shim has not reported is reported for it
+restart_interval_seconds = 10   # between two looks at containers with restart labels
 shim_directories = []   # where to look for shims beside PATH
 events_kept = 100000    # events that may wait for metadatad
 events_kept_bytes = 67108864    # bytes that they may take
@@ -44,6 +45,7 @@ class Config:
     state_seconds: float = 2.0
     cleanup_seconds: float = 30.0
     exit_event_seconds: float = 10.0
+    restart_interval_seconds: float = 10.0
     shim_directories: tuple[str, ...] = ()
     events: Limits = field(default_factory=Limits)
     """What may wait for metadatad."""

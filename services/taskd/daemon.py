@@ -17,11 +17,13 @@ from carina.containers import ContainerStore
 from carina.containers.client import RemoteContainerStore
 from carina.events.client import RemoteEventLog, RemoteEventService
 from carina.linux.privileges import require_own, require_root
-from carina.rpc.client import connect
+from carina.namespaces.client import RemoteNamespaceStore
+from carina.rpc.client import Channel, connect
 from carina.rpc.server import serve as serve_rpc
 from carina.sandboxes import SandboxStore
 from carina.sandboxes.client import RemoteSandboxStore
 from carina.sandboxes.server import ControllersService
+from carina.snapshots.client import RemoteSnapshotter
 from carina.sqlite import open_database
 from carina.sqlite.migrations import migrations
 from carina.tasks.server import TasksService
@@ -33,6 +35,7 @@ from taskd.endpoints import Endpoints
 from taskd.outbox import Outbox
 from taskd.reconcile import reconcile
 from taskd.registry import Registry
+from taskd.restart import RestartMonitor
 from taskd.rpc import IntrospectionService, event_handlers
 from taskd.sandboxes import Sandboxes
 from taskd.shim import Launcher
@@ -125,6 +128,16 @@ def _controllers(config: Config, own: Sandboxes, plugged: Plugged, outbox: Outbo
     return AllControllers(own, plugged, outbox, call_seconds=config.call_seconds, work_seconds=config.create_seconds)
 
 
+def _monitor(config: Config, tasks: Tasks, channel: Channel) -> RestartMonitor:
+    return RestartMonitor(
+        tasks,
+        RemoteContainerStore(channel),
+        RemoteNamespaceStore(channel),
+        lambda name: RemoteSnapshotter(channel, name),
+        interval=config.restart_interval_seconds,
+    )
+
+
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Serve until the process is asked to end. Shims and containers go on."""
     await in_thread(require_root, "taskd", "run containers")
@@ -137,9 +150,11 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         async with opened(config, RemoteContainerStore(channel), delivery, store=store, plugged=plugged) as own:
             controllers = _controllers(config, own.sandboxes, plugged, own.outbox)
             handlers = [TasksService(own.tasks), ControllersService(controllers), own.introspection]
-            async with serve_rpc(config.address, handlers, name="taskd"):
+            async with asyncio.TaskGroup() as group, serve_rpc(config.address, handlers, name="taskd"):
+                monitor = group.create_task(_monitor(config, own.tasks, channel).run(), name="restart monitor")
                 lifetime.ready()
                 await lifetime.stopped()
+                monitor.cancel()
                 own.give_up_waits()
     finally:
         plugged.close()

@@ -25,6 +25,7 @@ from carina.ttrpc.server import Handler, unary
 from carina.typed import TypedValue
 from taskd.config import Config
 from taskd.outbox import Kind, Subject
+from taskd.policy import POLICIES
 from taskd.runtime import find_shim
 from taskd.shim import Launcher
 
@@ -186,6 +187,7 @@ def plugins() -> list[introspection.Plugin]:
     return [
         introspection.Plugin(type=RUNTIME_TYPE, id="task", platforms=[_machine()]),
         introspection.Plugin(type="io.containerd.sandbox.controller.v1", id="shim"),
+        introspection.Plugin(type="io.containerd.monitor.container.v1", id="restart", capabilities=[*sorted(POLICIES)]),
         introspection.Plugin(type="io.containerd.service.v1", id="tasks-service"),
         introspection.Plugin(type="io.containerd.grpc.v1", id="tasks"),
     ]
