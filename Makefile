@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v /usr/bin/python3 || command -v python3)
 # Twice quiet: errors only, no warnings of pip's about itself.
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-warn-script-location
-PACKAGES := python3 python3-venv containerd runc docker-registry skopeo umoci busybox-static iproute2 btrfs-progs e2fsprogs
+PACKAGES := python3 python3-venv containerd runc docker.io docker-registry skopeo umoci busybox-static iproute2 btrfs-progs e2fsprogs
 # A cache for each user: one that `sudo make check` wrote would fail everybody else's tools.
 CACHE := .cache-$(shell id -u)
 export RUFF_CACHE_DIR := $(CACHE)/ruff
