@@ -53,7 +53,17 @@ _MOUNT_KEYS = {"type", "src", "source", "dst", "destination", "options"}
 @click.option("--cap-add", multiple=True, metavar="CAP_NAME", help="Capability to add; ALL for all.")
 @click.option("--cap-drop", multiple=True, metavar="CAP_NAME", help="Capability to take away; ALL for all.")
 @click.option("--allow-new-privs", is_flag=True, help="Let set-user-id programs have their effect.")
-@click.option("--device", "devices", multiple=True, metavar="PATH", help="Device, or directory of devices.")
+@click.option(
+    "--device", "devices", multiple=True, metavar="PATH", help="Device, directory of devices, or name as --cdi-device."
+)
+@click.option("--cdi-device", "cdi_devices", multiple=True, metavar="VENDOR/CLASS=NAME", help="Device by its CDI name.")
+@click.option(
+    "--cdi-spec-dir",
+    "cdi_directories",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="Where CDI files are, in place of /etc/cdi and /var/run/cdi.",
+)
 @click.option("--seccomp", is_flag=True, help="Allow only the system calls of the default profile.")
 @click.option("--seccomp-profile", type=click.File("rb"), help="A profile in its place, with --seccomp.")
 @click.option("--apparmor-profile", default="", help="AppArmor profile that the kernel has.")
@@ -122,7 +132,6 @@ def _options(*, tty: bool, mounts: Sequence[str], **given: Any) -> "Options":
         "memory_limit",
         "cpu_shares",
         "pids_limit",
-        "devices",
         "cgroup",
     )
     quota, period = given["cpu_quota"], given["cpu_period"]
@@ -135,6 +144,7 @@ def _options(*, tty: bool, mounts: Sequence[str], **given: Any) -> "Options":
     file = given["env_file"].read(_MAX_FILE).splitlines() if given["env_file"] else []
     return Options(
         **{name: given[name] for name in names},
+        **_devices(given["devices"], given["cdi_devices"], given["cdi_directories"]),
         args=given["command"],
         env=[*(line for line in file if line.strip() and not line.startswith("#")), *given["env"]],
         terminal=tty,
@@ -157,6 +167,16 @@ def _options(*, tty: bool, mounts: Sequence[str], **given: Any) -> "Options":
         rootfs_propagation=given["rootfs_propagation"],
         rdt_class=given["rdt_class"],
     )
+
+
+def _devices(devices: Sequence[str], cdi: Sequence[str], directories: Sequence[str]) -> dict[str, Any]:
+    from carina.oci.cdi import DIRECTORIES, qualified
+
+    return {
+        "devices": [name for name in devices if not qualified(name)],
+        "cdi_devices": [*(name for name in devices if qualified(name)), *cdi],
+        "cdi_directories": directories or DIRECTORIES,
+    }
 
 
 def _profile(file: BinaryIO | None) -> dict[str, Any] | None:

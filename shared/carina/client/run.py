@@ -166,7 +166,10 @@ async def _spec(config: Config, wish: Wish, mounts: list[Mount]) -> dict[str, ob
     options = wish.options
     if text:
         options = replace(options, user=await in_thread(_lookup, mounts, text))
-    return oci.generate(wish.id, context.namespace(), config, options)
+    namespace = context.namespace()
+    if options.devices or options.cdi_devices:
+        return await in_thread(lambda: oci.generate(wish.id, namespace, config, options))
+    return oci.generate(wish.id, namespace, config, options)
 
 
 def _lookup(mounts: list[Mount], text: str) -> User:

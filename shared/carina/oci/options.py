@@ -34,6 +34,10 @@ class Options:
     """Whether set-user-id programs have their effect."""
     devices: Sequence[str] = ()
     """Devices of the host, or directories of such, under the same names."""
+    cdi_devices: Sequence[str] = ()
+    """Devices by their CDI names, `vendor.com/class=name`."""
+    cdi_directories: Sequence[str] = ("/etc/cdi", "/var/run/cdi")
+    """Where CDI specifications are; later ones take precedence."""
     cpu_shares: int = 0
     cpu_quota: int = 0
     cpu_period: int = 0

@@ -12,6 +12,7 @@ from typing import Any, Final
 from carina.errors import InvalidArgument
 from carina.images.manifest import Config
 from carina.oci.capabilities import CAPABILITIES, capability_sets, known_capabilities
+from carina.oci.cdi import inject
 from carina.oci.options import Options as Options
 from carina.oci.user import User
 from carina.oci.wishes import apply
@@ -60,6 +61,7 @@ def generate(container_id: str, namespace: str, image: Config, options: Options 
 
     Raises:
         InvalidArgument: there is nothing to run, or a value can't be.
+        NotFound: a device that is not there.
     """
     spec: dict[str, Any] = {
         "ociVersion": "1.0.2",
@@ -87,6 +89,8 @@ def generate(container_id: str, namespace: str, image: Config, options: Options 
     else:
         spec["linux"] |= {"maskedPaths": list(MASKED_PATHS), "readonlyPaths": list(READONLY_PATHS)}
     apply(spec, options)
+    if options.cdi_devices:
+        inject(spec, options.cdi_devices, options.cdi_directories)
     return spec
 
 
