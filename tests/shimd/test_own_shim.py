@@ -123,6 +123,47 @@ async def test_output_to_files_and_programs(carina: World, tmp_path: Path) -> No
     assert logged.read_text() == f"{id} one two\nout\nerr\nend\n"
 
 
+async def test_output_that_nobody_reads_takes_no_memory(carina: World, tmp_path: Path) -> None:
+    """Processes that print without end, with and without terminal, wait for a reader; the shim does not grow."""
+    id = await carina.run("sleep", "1000")
+    (shim_pid,) = carina.shims()
+    before = _memory(shim_pid)
+    readers = []
+    for exec_id, terminal in (("plain", False), ("terminal", True)):
+        path = tmp_path / exec_id
+        await asyncio.to_thread(os.mkfifo, path)
+        readers.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        flood = exec_spec("sh", "-c", "while :; do cat /bin/busybox; done", terminal=terminal)
+        await carina.tasks.exec(id, exec_id, flood, Stdio(stdout=str(path), terminal=terminal))
+        await carina.tasks.start(id, exec_id)
+    await asyncio.sleep(2)
+    taken = [0, 0]
+    async with asyncio.timeout(60):
+        while min(taken) < 32 << 20:
+            for place, reader in enumerate(readers):
+                try:
+                    taken[place] += len(os.read(reader, 1 << 20))
+                except BlockingIOError:
+                    await asyncio.sleep(0.001)
+    await asyncio.sleep(1)
+    assert _memory(shim_pid) - before < 8 << 20
+    for exec_id in ("plain", "terminal"):
+        await carina.tasks.kill(id, signal.SIGKILL, exec_id=exec_id)
+    for reader in readers:
+        os.close(reader)
+    for exec_id in ("plain", "terminal"):
+        assert (await carina.tasks.wait(id, exec_id)).status == 137
+        await carina.tasks.delete(id, exec_id)
+    assert await _end(carina, id) == 137
+
+
+def _memory(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmRSS")
+
+
 async def test_bad_outputs_are_refused(carina: World) -> None:
     """An output that is not there, or of no kind that is known, fails the creation in a sentence and leaves nothing."""
     for path, expected in (

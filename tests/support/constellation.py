@@ -45,12 +45,17 @@ class Constellation:
         assert self._process is not None
         return self._process
 
-    def start(self) -> None:
+    def start(self, *, umask: int = -1) -> None:
         seen = self.log.read_text().count("carina is ready") if self.log.exists() else 0
         with self.log.open("ab") as output:
             command = [str(BIN / "carina"), "up", *self.paths]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                umask=umask,
             )
         limit = time.monotonic() + 30
         while self.log.read_text().count("carina is ready") <= seen:

@@ -1,6 +1,8 @@
 """The user of an image's process, looked up in a tree that is not trusted."""
 
 import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -53,23 +55,42 @@ def test_unknown_names_are_named(tree: Path) -> None:
         lookup(str(tree), "web:staff")
 
 
-@pytest.mark.parametrize("kind", ["fifo", "symlink", "directory", "large"])
-def test_only_a_small_regular_file_is_read(tmp_path: Path, kind: str) -> None:
-    """A passwd that is a FIFO, a link, a directory or huge is refused at once."""
-    (tmp_path / "etc").mkdir()
-    passwd = tmp_path / "etc" / "passwd"
+@pytest.mark.parametrize("name", ["passwd", "group"])
+@pytest.mark.parametrize("kind", ["fifo", "symlink", "endless", "device", "socket", "directory", "large"])
+def test_only_a_small_regular_file_is_read(tree: Path, kind: str, name: str) -> None:
+    """A passwd or group that is a FIFO, a link, a device, a socket, a directory or huge is refused at once."""
+    passwd = tree / "etc" / name
+    passwd.unlink()
     if kind == "fifo":
         os.mkfifo(passwd)
-    elif kind == "symlink":
-        passwd.symlink_to("/etc/passwd")
+    elif kind in ("symlink", "endless"):
+        passwd.symlink_to("/dev/zero" if kind == "endless" else f"/etc/{name}")
+    elif kind == "device":
+        if os.geteuid() != 0:
+            pytest.skip("needs root")
+        os.mknod(passwd, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as own:
+            own.bind(str(passwd))
     elif kind == "directory":
         passwd.mkdir()
     else:
         with passwd.open("wb") as file:
-            file.truncate(MAX_FILE + 1)
+            file.truncate(1 << 30)
 
-    with pytest.raises(InvalidArgument, match="/etc/passwd of the image"):
-        lookup(str(tmp_path), "root")
+    with pytest.raises(InvalidArgument, match=f"/etc/{name} of the image"):
+        lookup(str(tree), "root:root")
+
+
+def test_an_entry_at_the_end_of_the_longest_file(tree: Path) -> None:
+    """What is as long as may be is read to its last byte; one byte more is too long."""
+    entry = b"last:x:77:0::/:/x"
+    passwd = tree / "etc" / "passwd"
+    passwd.write_bytes(b"#" * (MAX_FILE - len(entry) - 1) + b"\n" + entry)
+    assert lookup(str(tree), "last").uid == 77
+    passwd.write_bytes(passwd.read_bytes() + b"\n")
+    with pytest.raises(InvalidArgument, match="longer than"):
+        lookup(str(tree), "last")
 
 
 def test_a_linked_etc_is_not_followed(tmp_path: Path) -> None:
