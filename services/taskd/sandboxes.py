@@ -164,6 +164,8 @@ class Sandboxes:
                 del self._sandboxes[sandbox.key]
 
     async def start(self, id: str) -> Instance:
+        if self.find(id) is None and self._store is not None:
+            await self.create(id)  # `ctr sandboxes run` makes a record, and starts it at once.
         sandbox = await self._live(id)
         request = wire.StartSandboxRequest(sandbox_id=id)
         seconds = self._config.create_seconds

@@ -1,15 +1,24 @@
 """Unmodified clients of containerd 2.x and Docker 28: what they do differently from the older ones of Debian 12."""
 
+import asyncio
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from carina import context
+from carina.api.containerd.services.sandbox import v1 as sandboxes
+from carina.rpc.client import connect
+from carina.sandboxes import Sandbox
+from carina.sandboxes.client import RemoteSandboxStore, to_wire
+from carina.typed import Runtime
 from support.clients import DIRECTORY, missing, program
-from support.constellation import Constellation
+from support.constellation import BIN, Constellation
 from support.content import containerd
 from support.dockerd import Dockerd
 from support.registry import Registry
@@ -122,6 +131,76 @@ def test_a_pull_leaves_the_records_of_containerd_2(
     ctr("images", "pull", "--plain-http", reference)
 
     assert records(ctr) == expected
+
+
+@needs_ctr
+def test_ctr_runs_sandboxes(ctr: Ctr, tmp_path: Path) -> None:
+    """`ctr sandboxes run` makes one on our shim, lists it and removes it; another runtime's shim is named."""
+    pod = tmp_path / "pod.json"
+    pod.write_text('{"metadata": {"name": "p", "namespace": "d", "uid": "u"}}')
+    ctr("sandboxes", "run", "--runtime", "io.containerd.carina.v1", str(pod), "box")
+    assert [line.split()[0] for line in _rows(ctr, "sandboxes") if line.strip()] == ["box"]
+    ctr("sandboxes", "rm", "--force", "box")
+    ctr("sandboxes", "run", "--runtime", "io.containerd.nothing.v1", str(pod), "none", status=1)
+    ctr("sandboxes", "rm", "none")
+    assert [line for line in _rows(ctr, "sandboxes") if line.strip()] == []
+
+
+@needs_containerd
+async def test_a_newer_containerd_runs_sandboxes_on_our_shim(tmp_path: Path) -> None:
+    """containerd 2.x's own controller starts our shim, and the sandbox lives and ends as under ours."""
+    namespace = f"carina-theirs-{os.getpid()}"
+    async with _with_sandboxes(tmp_path) as address:
+        channel = connect(address)
+        store, controller = RemoteSandboxStore(channel), sandboxes.ControllerStub(channel)
+        record = Sandbox(id="box", runtime=Runtime(name="io.containerd.carina.v1"), sandboxer="shim")
+        name: dict[str, Any] = {"sandbox_id": "box", "sandboxer": "shim"}
+        try:
+            with context.within(namespace=namespace), context.deadline(60):
+                await store.create(record)
+                await controller.create(sandboxes.ControllerCreateRequest(**name, sandbox=to_wire(record)))
+                started = await controller.start(sandboxes.ControllerStartRequest(**name))
+                status = await controller.status(sandboxes.ControllerStatusRequest(**name))
+                assert (status.state, status.pid) == ("SANDBOX_READY", started.pid)
+                assert "containerd-shim-carina-v1" in Path(f"/proc/{started.pid}/cmdline").read_text()
+                await controller.stop(sandboxes.ControllerStopRequest(**name))
+                assert (await controller.wait(sandboxes.ControllerWaitRequest(**name))).exit_status == 0
+                await controller.shutdown(sandboxes.ControllerShutdownRequest(**name))
+                await store.delete("box")
+            async with asyncio.timeout(60):
+                while Path(f"/proc/{started.pid}").exists():
+                    await asyncio.sleep(0.05)
+        finally:
+            channel.close()
+
+
+@asynccontextmanager
+async def _with_sandboxes(path: Path) -> AsyncIterator[str]:
+    """A containerd 2.x with its sandbox controllers, which come with CRI only."""
+    (path / "config.toml").write_text(
+        f'version = 3\nroot = "{path}/root"\nstate = "{path}/state"\n'
+        'disabled_plugins = ["io.containerd.internal.v1.opt"]\n'
+        f'[grpc]\naddress = "{path}/d.sock"\n[ttrpc]\naddress = "{path}/d.sock.ttrpc"\n'
+        f'[plugins."io.containerd.cri.v1.runtime".cni]\nbin_dir = "{path}/none"\nconf_dir = "{path}/none"\n'
+        '[plugins."io.containerd.grpc.v1.cri"]\nstream_server_port = "0"\n'
+    )
+    environment = {"PATH": f"{BIN}:{DIRECTORY / 'bin'}:{os.environ['PATH']}", "CARINA_SHIM_IDLE_SECONDS": "1"}
+    with (path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [program("containerd"), "--config", str(path / "config.toml")],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+        )
+    try:
+        async with asyncio.timeout(60):
+            while b"containerd successfully booted" not in (path / "log").read_bytes():
+                assert process.poll() is None, (path / "log").read_text()
+                await asyncio.sleep(0.05)
+        yield f"unix://{path}/d.sock"
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait, 20)
 
 
 def _rows(call: Ctr, noun: str) -> list[str]:

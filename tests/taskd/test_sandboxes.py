@@ -13,13 +13,22 @@ import pytest
 
 from carina.api.containerd.events import SandboxExit
 from carina.api.containerd.runc.v1 import Options
-from carina.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable, Unimplemented
+from carina.errors import (
+    AlreadyExists,
+    CarinaError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
 from carina.platforms import host
 from carina.rpc.codec import decode, encode
 from carina.sandboxes import Sandbox
 from carina.tasks import Status
 from carina.typed import Runtime, TypedValue
 from support.grpc_shim import install
+from support.shim import install as misbehaving
 from support.tasks import OWN, RUNC, World, world
 from taskd.daemon import Opened, opened
 from taskd.runtime import find_shim
@@ -266,6 +275,33 @@ async def test_a_client_can_say_where_the_task_goes(carina: World) -> None:
             await carina.tasks.create(carina.add("true"), rootfs=carina.mounts, options=bad)
         await own.sandboxes.shutdown("box")
         await gone(carina)
+
+
+@pytest.mark.parametrize(
+    ("mode", "text"),
+    [
+        ("garbage", "answered no address"),
+        ("fails", "no luck today"),
+        ("nobody", "nobody.sock"),
+        ("silent", "no answer within"),
+        ("dies", "connection was lost"),
+        ("nonsense", "not a ttrpc response"),
+        ("oversize", "longer than"),
+        ("wordy", "the dog ate it"),
+    ],
+)
+async def test_a_shim_that_misbehaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, text: str) -> None:
+    """It fails the creation of its sandbox with words, and leaves neither process nor bundle."""
+    await asyncio.to_thread(misbehaving, tmp_path / "shims", mode)
+    monkeypatch.setenv("SHIM_CALLS", str(tmp_path / "calls"))
+    settings = {"create_seconds": 1 if mode == "silent" else 20, "shim_directories": f"['{tmp_path / 'shims'}']"}
+    async with world(OWN, **settings) as made, running(made) as own:
+        with pytest.raises(CarinaError, match=text):
+            await own.sandboxes.create("box", sandbox=record(runtime=f"io.carina.{mode}.v1"))
+        await gone(made)
+        assert left(made) == []
+        with pytest.raises(NotFound):
+            await own.sandboxes.status("box")
 
 
 async def test_bad_requests(carina: World) -> None:
