@@ -20,6 +20,7 @@ import betterproto2
 from carina import context
 from carina.api.containerd.runtime.sandbox import v1 as wire
 from carina.errors import CarinaError, DataLoss, FailedPrecondition, NotFound, Unavailable, Unimplemented
+from carina.linux.errnos import translated
 from carina.sandboxes import End
 from taskd.bundle import Bundle
 from taskd.shim import Shim
@@ -52,11 +53,14 @@ class Memory:
 
 
 def remember(bundle: Bundle, memory: Memory) -> None:
-    """Blocks: call it in a thread."""
+    """Raises CarinaError where it can't be written. Blocks: call it in a thread."""
     end = memory.end
     at = end.exited_at.isoformat() if end is not None and end.exited_at is not None else None
     found = {"number": memory.number, "status": None if end is None else end.status, "exited_at": at}
-    bundle.write(_FILE, json.dumps(found).encode())
+    try:
+        bundle.write(_FILE, json.dumps(found).encode())
+    except OSError as error:
+        raise translated(error, f"writing {_FILE} of bundle {bundle.path}") from error
 
 
 def recall(bundle: Bundle) -> Memory:

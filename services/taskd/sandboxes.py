@@ -288,7 +288,10 @@ class Sandboxes:
     async def _report(self, sandbox: Sandboxed, end: End) -> None:
         """Let everybody know of the end, once."""
         if sandbox.phase is not Phase.GONE:
-            await in_thread(remember, sandbox.bundle, Memory(number=sandbox.number, end=end))
+            try:
+                await in_thread(remember, sandbox.bundle, Memory(number=sandbox.number, end=end))
+            except CarinaError as error:  # Gone meanwhile, or no room: whoever waits is told all the same.
+                log.warning("sandbox %s/%s: %s", *sandbox.key, error)
         # No process of a task has an id like this: it can't be an exec id.
         subject = Subject(
             kind=Kind.EXIT, namespace=sandbox.key[0], id=sandbox.id, exec_id="/sandbox", pid=sandbox.number
@@ -378,7 +381,7 @@ class Sandboxes:
 
     async def close(self) -> None:
         """Let go of everything; the shims go on."""
-        for sandbox in self._sandboxes.values():
+        for sandbox in list(self._sandboxes.values()):
             sandbox.stop_log()
             if sandbox.shim is not None:
                 sandbox.ending = True
