@@ -50,9 +50,19 @@ def _remove_socket(address: str) -> None:
             path.unlink()
 
 
-async def remove_socket(address: str) -> None:
-    """Remove the socket of a shim that is dead; a killed shim leaves it behind, and nobody else would remove it."""
+def _remove_lock(address: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{socket_path(address)}.lock")
+
+
+async def remove_socket(address: str, *, locked: bool = False) -> None:
+    """Remove the socket of a shim that is dead; a killed shim leaves it behind, and nobody else would remove it.
+
+    `locked`: it is one of ours with a lock beside its socket, and nobody starts another of its group now.
+    """
     try:
         await in_thread(_remove_socket, address)
+        if locked:
+            await in_thread(_remove_lock, address)
     except (OSError, CarinaError) as error:
         log.warning("the socket of a dead shim remains at %s: %s", address, error)

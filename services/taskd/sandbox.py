@@ -49,6 +49,8 @@ class Memory:
 
     number: int
     """Tells a sandbox from earlier ones of its name."""
+    created: bool = False
+    """Whether its shim has created it: without that its creation was cut off."""
     end: End | None = None
 
 
@@ -56,7 +58,12 @@ def remember(bundle: Bundle, memory: Memory) -> None:
     """Raises CarinaError where it can't be written. Blocks: call it in a thread."""
     end = memory.end
     at = end.exited_at.isoformat() if end is not None and end.exited_at is not None else None
-    found = {"number": memory.number, "status": None if end is None else end.status, "exited_at": at}
+    found = {
+        "number": memory.number,
+        "created": memory.created,
+        "status": None if end is None else end.status,
+        "exited_at": at,
+    }
     try:
         bundle.write(_FILE, json.dumps(found).encode())
     except OSError as error:
@@ -69,7 +76,7 @@ def recall(bundle: Bundle) -> Memory:
         found = json.loads(bundle.read(_FILE) or "")
         at = None if found["exited_at"] is None else datetime.fromisoformat(found["exited_at"])
         end = None if found["status"] is None else End(status=int(found["status"]), exited_at=at)
-        return Memory(number=int(found["number"]), end=end)
+        return Memory(number=int(found["number"]), created=bool(found["created"]), end=end)
     except (ValueError, KeyError, TypeError) as error:
         raise DataLoss(f"bundle {bundle.path}: {_FILE} is damaged or missing") from error
 
@@ -79,6 +86,7 @@ class Sandboxed:
     bundle: Bundle
     phase: Phase
     number: int = 0
+    created: bool = False
     binary: Path | None = None
     shim: Shim | None = None
     ending: bool = False

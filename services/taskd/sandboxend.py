@@ -25,8 +25,11 @@ async def disconnected(shim: Shim, seconds: float) -> bool:
     return not shim.connected
 
 
-async def end_shim(sandbox: Sandboxed, launcher: Launcher) -> None:
-    """Have the shim of a sandbox that failed end, by whatever it understands, and remove what it left."""
+async def end_shim(sandbox: Sandboxed, launcher: Launcher, *, address: str = "") -> None:
+    """Have the shim of a sandbox that failed end, by whatever it understands, and remove what it left.
+
+    `address` is where it was, if it was not reached.
+    """
     shim, ended = sandbox.shim, False
     if shim is not None and shim.connected:
         with contextlib.suppress(CarinaError):
@@ -38,7 +41,9 @@ async def end_shim(sandbox: Sandboxed, launcher: Launcher) -> None:
     await kill_leftovers(sandbox.bundle)
     if shim is not None:
         shim.close()
-        await remove_socket(shim.bootstrap.address)
+        address = shim.bootstrap.address
+    if address:
+        await remove_socket(address, locked=sandbox.binary is not None and is_own(sandbox.binary))
     if ended or sandbox.binary is None or is_own(sandbox.binary):
         return
     try:

@@ -135,12 +135,13 @@ class Sandboxes:
         made.stop_log = await shim_log.follow(bundle)
         options = runtime.options if runtime.options is not None and runtime.options.value else None
         bootstrap = await self._launcher.start(bundle, binary, options, alone=True)
+        await in_thread(bundle.remember_bootstrap, bootstrap)
         made.shim = Shim(bootstrap, self._config, lambda _: self._lost(made))
         await made.shim.connect()
         seconds = self._config.create_seconds
         await made.call("CreateSandbox", request, wire.CreateSandboxResponse, seconds=seconds)
-        # Last: a bundle without it has a sandbox that was never created.
-        await in_thread(bundle.remember_bootstrap, bootstrap)
+        made.created = True
+        await in_thread(remember, bundle, Memory(number=made.number, created=True))
         made.enter(Phase.LIVE)
         await self._outbox.record(rpc.sandbox_created(*made.key), Subject(kind=Kind.OTHER))
         self._background(made, "wait for", self._await_end(made))
@@ -289,7 +290,7 @@ class Sandboxes:
         """Let everybody know of the end, once."""
         if sandbox.phase is not Phase.GONE:
             try:
-                await in_thread(remember, sandbox.bundle, Memory(number=sandbox.number, end=end))
+                await in_thread(remember, sandbox.bundle, Memory(number=sandbox.number, created=True, end=end))
             except CarinaError as error:  # Gone meanwhile, or no room: whoever waits is told all the same.
                 log.warning("sandbox %s/%s: %s", *sandbox.key, error)
         # No process of a task has an id like this: it can't be an exec id.
@@ -326,6 +327,8 @@ class Sandboxes:
         shim = Shim(bootstrap, self._config, lambda _: self._lost(sandbox))
         await shim.connect()
         sandbox.shim = shim
+        if not sandbox.created:
+            raise NotFound(f"sandbox {sandbox.id}: its creation was interrupted")
         request = wire.SandboxStatusRequest(sandbox_id=sandbox.id)
         try:
             await shim.call_sandbox(
@@ -338,10 +341,11 @@ class Sandboxes:
 
     async def _died(self, sandbox: Sandboxed, cause: CarinaError) -> None:
         log.warning("sandbox %s/%s: its shim is dead (%s)", *sandbox.key, cause)
-        interrupted = await in_thread(sandbox.bundle.bootstrap) is None
-        if sandbox.binary is not None:
-            await end_shim(sandbox, self._launcher)
-        if interrupted:
+        bootstrap = None
+        with contextlib.suppress(CarinaError):
+            bootstrap = await in_thread(sandbox.bundle.bootstrap)
+        await end_shim(sandbox, self._launcher, address=bootstrap.address if bootstrap is not None else "")
+        if not sandbox.created:
             await self._forget(sandbox)
             return
         sandbox.shim = None
@@ -368,7 +372,7 @@ class Sandboxes:
         except CarinaError as error:
             log.warning("sandbox %s/%s: %s", *sandbox.key, error)
             memory = Memory(number=secrets.randbits(62))
-        sandbox.number = memory.number
+        sandbox.number, sandbox.created = memory.number, memory.created
         if memory.end is not None:
             sandbox.end(memory.end)
         sandbox.stop_log = await shim_log.follow(sandbox.bundle)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from carina import shim
 from carina.api.containerd.events import SandboxExit
 from carina.api.containerd.runc.v1 import Options
 from carina.errors import (
@@ -188,6 +189,31 @@ async def test_a_sandbox_outlives_taskd(carina: World) -> None:
     assert left(carina) == []
 
 
+async def test_a_creation_that_was_cut_off(carina: World) -> None:
+    """taskd dies before it has noted that the sandbox was created: its shim is ended, and nothing is left or told."""
+    async with running(carina) as own:
+        await own.sandboxes.create("box", sandbox=record())
+        bundle = carina.config.sandboxes / carina.namespace / "box"
+    memory = bundle / "sandbox.json"
+    memory.write_text(memory.read_text().replace('"created": true', '"created": false'))
+    async with running(carina) as own:
+        async with asyncio.timeout(60):
+            while left(carina):
+                await asyncio.sleep(0.05)
+        await gone(carina)
+        await own.sandboxes.create("box", sandbox=record())
+        await own.sandboxes.shutdown("box")
+        await gone(carina)
+    assert len(exits(carina)) == 1
+    assert _sockets(carina.config.gateway, carina.namespace) == []
+
+
+def _sockets(address: Path, namespace: str) -> list[str]:
+    """What is left of a sandbox's group in the sockets' directory."""
+    name = Path(shim.socket(address=str(address), namespace=namespace, group="container/box")).name
+    return [entry for entry in os.listdir(shim.DIRECTORY) if entry.startswith(name)]
+
+
 async def test_the_shim_of_a_sandbox_dies(carina: World) -> None:
     """Its end is told once, its tasks end and are reported, and it can be shut down and made again."""
     async with running(carina) as own:
@@ -213,6 +239,7 @@ async def test_the_shim_of_a_sandbox_dies(carina: World) -> None:
                 await asyncio.sleep(0.02)
     assert [exit.exit_status for exit in exits(carina)] == [255, 0]
     assert len(carina.events.exits(task)) == 1
+    assert _sockets(carina.config.gateway, carina.namespace) == []
     assert left(carina) == []
 
 
