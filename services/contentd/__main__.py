@@ -9,6 +9,7 @@ import click
 from carina import config as constellation
 from carina.aio.daemon import run
 from carina.errors import CarinaError
+from carina.log import Settings as Logs
 from contentd import config as settings
 from contentd.config import Config
 from contentd.daemon import serve
@@ -21,9 +22,10 @@ class _Paths:
     root: Path | None
     state: Path | None
 
-    def read(self) -> Config:
+    def read(self) -> tuple[Config, Logs]:
         try:
-            return settings.read(constellation.load(self.config, root=self.root, state=self.state))
+            loaded = constellation.load(self.config, root=self.root, state=self.state)
+            return settings.read(loaded), loaded.log
         except CarinaError as error:
             raise click.ClickException(str(error)) from error
 
@@ -37,7 +39,8 @@ def main(call: click.Context, path: Path | None, root: Path | None, state: Path 
     """Serve blobs and ingests."""
     call.obj = _Paths(path, root, state)
     if call.invoked_subcommand is None:
-        run("contentd", functools.partial(serve, call.obj.read()))
+        config, logs = call.obj.read()
+        run("contentd", functools.partial(serve, config), logs=logs)
 
 
 @main.command()
@@ -58,7 +61,9 @@ def verify(paths: _Paths, quarantine: bool, rate: float) -> None:
     """
     count = 0
     try:
-        for found in damaged(paths.read().root, quarantine=quarantine, paced=Pace(rate * 2**20) if rate else unlimited):
+        for found in damaged(
+            paths.read()[0].root, quarantine=quarantine, paced=Pace(rate * 2**20) if rate else unlimited
+        ):
             click.echo(f"{found.digest}\t{found.reason}")
             count += 1
     except (CarinaError, OSError) as error:
@@ -70,7 +75,8 @@ def verify(paths: _Paths, quarantine: bool, rate: float) -> None:
 
 def start(path: Path | None, root: Path | None, state: Path | None) -> None:
     """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
-    run("contentd", functools.partial(serve, settings.read(constellation.load(path, root=root, state=state))))
+    loaded = constellation.load(path, root=root, state=state)
+    run("contentd", functools.partial(serve, settings.read(loaded)), logs=loaded.log)
 
 
 if __name__ == "__main__":

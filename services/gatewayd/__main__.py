@@ -27,10 +27,8 @@ def main(path: Path | None, root: Path | None, state: Path | None, group: str | 
 
 def start(path: Path | None, root: Path | None, state: Path | None, group: str | None = None) -> None:
     """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
-    run(
-        "gatewayd",
-        functools.partial(serve, settings.read(constellation.load(path, root=root, state=state), group=group)),
-    )
+    loaded = constellation.load(path, root=root, state=state)
+    run("gatewayd", functools.partial(serve, settings.read(loaded, group=group)), logs=loaded.log)
 
 
 if __name__ == "__main__":

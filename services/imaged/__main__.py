@@ -26,7 +26,8 @@ def main(path: Path | None, root: Path | None, state: Path | None) -> None:
 
 def start(path: Path | None, root: Path | None, state: Path | None) -> None:
     """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
-    run("imaged", functools.partial(serve, Config.of(constellation.load(path, root=root, state=state))))
+    loaded = constellation.load(path, root=root, state=state)
+    run("imaged", functools.partial(serve, Config.of(loaded)), logs=loaded.log)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main(call: click.Context, path: Path | None, root: Path | None, state: Path 
     except CarinaError as error:
         raise click.ClickException(str(error)) from error
     if call.invoked_subcommand is None:
-        run("metadatad", functools.partial(serve, call.obj))
+        run("metadatad", functools.partial(serve, call.obj), logs=call.obj.constellation.log)
 
 
 @main.command()
@@ -79,7 +79,8 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 def start(path: Path | None, root: Path | None, state: Path | None) -> None:
     """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
-    run("metadatad", functools.partial(serve, settings.read(constellation.load(path, root=root, state=state))))
+    config = settings.read(constellation.load(path, root=root, state=state))
+    run("metadatad", functools.partial(serve, config), logs=config.constellation.log)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ def main(path: Path | None, root: Path | None, state: Path | None, snapshotter: 
 
 def start(path: Path | None, root: Path | None, state: Path | None, snapshotter: str) -> None:
     """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
-    config = settings.read(constellation.load(path, root=root, state=state), snapshotter)
-    run(f"snapshotd-{config.name}", functools.partial(serve, config))
+    loaded = constellation.load(path, root=root, state=state)
+    config = settings.read(loaded, snapshotter)
+    run(f"snapshotd-{config.name}", functools.partial(serve, config), logs=loaded.log)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ def main(path: Path | None, root: Path | None, state: Path | None) -> None:
 
 def start(path: Path | None, root: Path | None, state: Path | None) -> None:
     """What `main` does, without a command line. Raises CarinaError where the configuration can't be."""
-    run("taskd", functools.partial(serve, from_constellation(load(path, root=root, state=state))))
+    loaded = load(path, root=root, state=state)
+    run("taskd", functools.partial(serve, from_constellation(loaded)), logs=loaded.log)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ address = "unix:///run/carina/contentd.sock"
 type = "snapshot"
 address = "unix:///tmp/demo.sock"
 [content]                           # settings of one service
+[log]                               # of all of them
 """
 
 import os
@@ -21,6 +22,8 @@ from typing import Any, Final
 
 from carina.context import validate_identifier
 from carina.errors import InvalidArgument, NotFound, PermissionDenied
+from carina.log import FORMATS, LEVELS
+from carina.log import Settings as Log
 from carina.platforms import Platform
 
 DEFAULT_PATH: Final = Path("/etc/carina/config.toml")
@@ -37,7 +40,7 @@ DAEMONS: Final = MappingProxyType(
 )
 """Service in the configuration -> daemon. Snapshotters are `snapshots.NAME` -> `snapshotd-NAME`."""
 DEFAULT_SNAPSHOTTERS: Final = ("overlayfs", "native")
-SECTIONS: Final = ("content", "snapshots", "metadata", "images", "tasks", "gateway")
+SECTIONS: Final = ("content", "snapshots", "metadata", "images", "tasks", "gateway", "metrics")
 PLUGIN_TYPES: Final = ("snapshot", "content", "diff", "sandbox")
 RESERVED: Final = frozenset((*DAEMONS.values(), "carina", "content", "shim", "walking"))
 """Names that parts of the constellation have in Health and Introspection, and no plugin can."""
@@ -81,6 +84,7 @@ class Config:
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     access: Mapping[str, Any] = field(default_factory=dict)
     """Who may do what, as the file has it (`carina.access`)."""
+    log: Log = field(default_factory=Log)
 
     def section(self, name: str) -> Mapping[str, Any]:
         """The settings of one service; empty where the file has none."""
@@ -144,7 +148,7 @@ def load(path: Path | None = None, *, root: Path | None = None, state: Path | No
     root = (root or Path(_text(table, "root", where, str(DEFAULT_ROOT)))).absolute()
     state = (state or Path(_text(table, "state", where, str(DEFAULT_STATE)))).absolute()
     _separate(root, state, where)
-    known = {"root", "state", "services", "proxy_plugins", "access", *SECTIONS}
+    known = {"root", "state", "services", "proxy_plugins", "access", "log", *SECTIONS}
     for key in table:
         if key not in known:
             raise InvalidArgument(f"{where}: unknown key {key!r}: expected one of {', '.join(sorted(known))}")
@@ -158,7 +162,27 @@ def load(path: Path | None = None, *, root: Path | None = None, state: Path | No
         proxy_plugins=_proxy_plugins(_table(table, "proxy_plugins", where), services, where),
         sections={name: _table(table, name, where) for name in SECTIONS},
         access=_table(table, "access", where),
+        log=_log(_table(table, "log", where), services, f"{where}: log"),
     )
+
+
+def _log(table: Mapping[str, Any], services: Mapping[str, str], where: str) -> Log:
+    _only(table, ("format", "level", "levels"), where)
+    own = _table(table, "levels", where)
+    _only(own, ["snapshotd", "carina", *map(daemon, services)], f"{where}.levels")
+    chosen = {name: _choice(own, name, f"{where}.levels", LEVELS, "info") for name in own}
+    return Log(
+        format=_choice(table, "format", where, FORMATS, "text"),
+        level=_choice(table, "level", where, LEVELS, "info"),
+        levels=chosen,
+    )
+
+
+def _choice(table: Mapping[str, Any], key: str, where: str, choices: Iterable[str], default: str) -> str:
+    value = _text(table, key, where, default)
+    if value not in choices:
+        raise InvalidArgument(f"{where}: {key} {value!r} is not one of {', '.join(choices)}")
+    return value
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What travels with a call from the client to the last service: namespace, lease, trace and deadline.
+"""What travels with a call from the client to the last service: namespace, lease, trace, request id and deadline.
 
 A server binds a `Call` for each request that it handles;
 a client sends the current one along with each request that it makes.
@@ -28,6 +28,12 @@ class Call:
     """W3C `traceparent`, passed on as it came."""
     deadline: float | None = None
     """Moment on `time.monotonic()`'s clock after which nobody waits for the answer; None: no limit."""
+    request: str | None = None
+    """What the call is known by in the logs of every service that it reaches; made where it comes in."""
+    method: str | None = None
+    """Path of the method that is being served, `/package.Service/Method`. It stays in this process, as does `peer`."""
+    peer: str | None = None
+    """Who called: `pid=PID uid=UID`, as the kernel says of the socket."""
 
     @property
     def remaining(self) -> float | None:

@@ -5,18 +5,18 @@ import contextlib
 import logging
 import os
 import signal
-import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import uvloop
 from setproctitle import setproctitle
 
-from carina import faults
+from carina import faults, otel
 from carina.aio.notify import NOBODY, ServiceManager
 from carina.aio.terminal import has_terminal
 from carina.errors import CarinaError
+from carina.log import Settings
+from carina.log import start as start_log
 
 log = logging.getLogger(__name__)
 
@@ -67,18 +67,19 @@ class Lifetime:
         return self._stopped.is_set()
 
 
-def run(name: str, main: Callable[[Lifetime], Awaitable[None]], *, level: int = logging.INFO) -> None:
+def run(name: str, main: Callable[[Lifetime], Awaitable[None]], *, logs: Settings | None = None) -> None:
     """Run `main` as the process's only work and end the process with the status that fits.
 
     0 after `main` returned, 1 after a failure; a second signal ends the process at once, with 128 and its number.
     """
-    raise SystemExit(_run(name, main, level))
+    raise SystemExit(_run(name, main, logs))
 
 
-def _run(name: str, main: Callable[[Lifetime], Awaitable[None]], level: int) -> int:
+def _run(name: str, main: Callable[[Lifetime], Awaitable[None]], settings: Settings | None) -> int:
     setproctitle(name)
-    start_log(name, level)
+    start_log(name, settings)
     status = 0
+    end_tracing = otel.start(name, os.environ)
     try:
         faults.arm(os.environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -90,6 +91,8 @@ def _run(name: str, main: Callable[[Lifetime], Awaitable[None]], level: int) -> 
     except* Exception:
         log.exception("ended by an unexpected error")
         status = 1
+    finally:
+        end_tracing()
     return status
 
 
@@ -127,17 +130,6 @@ def _signals(lifetime: Lifetime) -> Iterator[None]:
     finally:
         for number in (*SIGNALS, signal.SIGHUP):
             loop.remove_signal_handler(number)
-
-
-def start_log(name: str, level: int) -> None:
-    """One line for each record, on the standard error stream: time, level, service, message."""
-    handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter(f"%(asctime)s.%(msecs)03dZ %(levelname)s {name} %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("h2", "hpack", "grpclib", "asyncio"):
-        logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
 
 
 def _leaves(group: BaseExceptionGroup[CarinaError]) -> Iterator[CarinaError]:

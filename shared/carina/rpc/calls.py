@@ -16,7 +16,7 @@ from multidict import MultiDict
 from carina import context, errors
 from carina.rpc import codec, codes, metadata
 from carina.rpc.frames import Code
-from carina.rpc.headers import MAX_LIST, Headers
+from carina.rpc.headers import MAX_LIST, REQUEST, Headers
 from carina.rpc.streams import Stream, Terminated
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ class ServerStream(grpclib.server.Stream[Any, Any]):
         self.sent = 0
         self._accepted = False
         self._trailed = False
+        self.status = Status.OK
+        """What the call ended with."""
 
     @property
     def metadata(self) -> Any:  # type: ignore[override]
@@ -58,7 +60,16 @@ class ServerStream(grpclib.server.Stream[Any, Any]):
     async def send_initial_metadata(self, *, metadata: Any = None) -> None:
         if not self._accepted:
             self._accepted = True
-            self._wire.send_headers(_accepted(metadata))
+            self._wire.send_headers(self._named(_accepted(metadata)))
+
+    def _named(self, headers: Headers) -> Headers:
+        """Whoever did not give the call a request id is told which one it got."""
+        request = self._call.request
+        return (
+            headers
+            if request is None or self._request.get(REQUEST) is not None
+            else headers.identified(request.encode())
+        )
 
     async def send_message(self, message: Any) -> None:
         """Send a message, or the bytes of one that goes to many and is encoded once."""
@@ -83,7 +94,11 @@ class ServerStream(grpclib.server.Stream[Any, Any]):
         if self._trailed or self._wire.over:
             return
         self._trailed = True
-        finish(self._wire, status, text, accepted=self._accepted)
+        self.status = status
+        if not self._accepted and self._request.get(REQUEST) is None:
+            finish(self._wire, status, text, accepted=False, request=self._call.request)
+        else:
+            finish(self._wire, status, text, accepted=self._accepted)
 
     @property
     def answers_once(self) -> bool:
@@ -97,10 +112,13 @@ def _accepted(extra: Any) -> Headers:
     return Headers(metadata.ACCEPTED.pairs + metadata.extra_pairs(extra)) if extra else metadata.ACCEPTED
 
 
-def finish(stream: Stream, status: Status, text: str | None = None, *, accepted: bool) -> None:
+def finish(
+    stream: Stream, status: Status, text: str | None = None, *, accepted: bool, request: str | None = None
+) -> None:
     """Trailers, as the whole answer if nothing was sent before; a client that still sends is told to stop."""
     good = status is Status.OK and accepted
-    stream.send_headers(metadata.DONE if good else metadata.trailers(status, text, only=not accepted), end=True)
+    end = metadata.DONE if good else metadata.trailers(status, text, only=not accepted)
+    stream.send_headers(end.identified(request.encode()) if request else end, end=True)
     if not stream.remote_closed:
         stream.reset(Code.NO_ERROR)
 
@@ -139,7 +157,8 @@ async def answer(stream: ServerStream, method: Handler, call: context.Call, *, n
     except Terminated:
         return
     except Exception as error:
-        status, text = outcome(error, name)
+        with context.use(call):
+            status, text = outcome(error, name, call.request)
         stream.finish(status, text)
 
 
@@ -154,8 +173,8 @@ async def _within(stream: ServerStream, method: Handler, deadline: float) -> Non
         raise
 
 
-def outcome(error: BaseException, name: str) -> tuple[Status, str | None]:
-    """The status and text for an error; what the domain does not know is logged and only its number is told."""
+def outcome(error: BaseException, name: str, request: str | None = None) -> tuple[Status, str | None]:
+    """The status and text for an error; what the domain does not know is logged, and only the request id is told."""
     leaf = error
     while isinstance(leaf, BaseExceptionGroup) and len(leaf.exceptions) == 1:
         leaf = leaf.exceptions[0]
@@ -165,6 +184,6 @@ def outcome(error: BaseException, name: str) -> tuple[Status, str | None]:
         return codes.status_of(leaf), str(leaf)
     if isinstance(leaf, GRPCError):
         return leaf.status, leaf.message
-    number = secrets.token_hex(6)
+    number = request or secrets.token_hex(6)
     log.error("%s failed, error id %s", name, number, exc_info=error)
     return Status.UNKNOWN, f"internal error, id {number}"

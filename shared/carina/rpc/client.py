@@ -13,7 +13,7 @@ from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 from grpclib.metadata import Deadline
 
-from carina import context, errors
+from carina import context, errors, tracing
 from carina.config import socket_path
 from carina.rpc import codec, codes, metadata
 from carina.rpc.connection import Connection
@@ -246,6 +246,12 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
         self._cardinality = cardinality
         self._reply_type = reply_type
         self._limit = deadline
+        self._request_id = call.request
+        recorder = tracing.recorder()
+        self._span: tracing.Span | None = None
+        if recorder is not None:
+            self._span = recorder.begin(path[1:], "client", call.trace, {"rpc.system": "grpc", "peer": channel.address})
+            call = replace(call, trace=self._span.traceparent)
         self._pairs = metadata.context_pairs(call) + (metadata.extra_pairs(extra) if extra else ())
         self._wire: Stream | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -266,7 +272,10 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
             limit = metadata.timeout(remaining)
         connection = self._to.ready() or await self._open()
         self._wire = Stream(connection)
-        connection.start(self._wire, _request(self._path, limit, self._pairs), end=end)
+        request = _request(self._path, limit, self._pairs)
+        if self._request_id is not None:
+            request = request.identified(self._request_id.encode())
+        connection.start(self._wire, request, end=end)
         if self._limit is not None:
             self._timer = connection.loop.call_later(self._limit - time.monotonic(), self._expire)
 
@@ -371,7 +380,12 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
                 await self.recv_trailing_metadata()
                 if not self._cardinality.server_streaming and not self._received:
                     raise errors.Internal(f"{self._path}: {self._to.address} sent no answer")
+        except Exception as own:
+            error = own
+            raise
         finally:
+            if self._span is not None:
+                self._span.end("" if error is None else str(error) or type(error).__name__)
             if self._timer is not None:
                 self._timer.cancel()
             if self._wire is not None and not (self._wire.local_closed and self._wire.remote_closed):

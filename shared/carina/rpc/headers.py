@@ -3,6 +3,8 @@
 What we write never touches the peer's dynamic table, so equal headers are equal bytes, whatever was sent before;
 they are encoded once. What we read is remembered by its bytes for as long as the dynamic table stays unchanged.
 A gateway passes a `Headers` on as it came: the object carries its own encoding.
+
+What differs in every call, its request id, is written last and by itself, so that all before it still repeats.
 """
 
 import functools
@@ -21,6 +23,14 @@ _REMEMBERED: Final = 512
 _LONG: Final = 2048
 _FORBIDDEN: Final = re.compile(rb"[\0\r\n]")
 _NAME: Final = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
+
+REQUEST: Final = "x-request-id"
+"""The header of a call's request id, known by that name to proxies and tracing tools."""
+ID_LENGTH: Final = 16
+_REQUEST: Final = REQUEST.encode()
+_TAIL: Final = bytes((0, len(_REQUEST))) + _REQUEST + bytes((ID_LENGTH,))
+"""A literal that is not indexed, with neither name nor value compressed (RFC 7541, 6.2.2), up to its value."""
+_TAIL_SIZE: Final = len(_TAIL) + ID_LENGTH
 
 Pair = tuple[bytes, bytes]
 
@@ -57,6 +67,53 @@ class Headers:
 
     def get(self, name: str) -> str | None:
         return self.map.get(name)
+
+    def identified(self, value: bytes) -> "Headers":
+        """The same with a request id at its end."""
+        return _Identified(self, value)
+
+    def traced(self, traceparent: str) -> "Headers":
+        """The same with this trace in the place of another."""
+        pairs = tuple(pair for pair in self.pairs if pair[0] not in (b"traceparent", _REQUEST))
+        made = Headers((*pairs, (b"traceparent", traceparent.encode())))
+        request = self.get(REQUEST)
+        return made if request is None else made.identified(request.encode())
+
+    def without(self, name: bytes) -> "Headers":
+        """The same but for a header."""
+        return Headers(tuple(pair for pair in self.pairs if pair[0] != name))
+
+
+class _Identified(Headers):
+    """Headers that many calls share, and what one of them has at their end: nothing is derived that is not asked for."""
+
+    __slots__ = ("_base", "_value")
+
+    def __init__(self, base: Headers, value: bytes) -> None:
+        self._base = base
+        self._value = value
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:  # type: ignore[override]  # nobody writes it
+        return (*self._base.pairs, (_REQUEST, self._value))
+
+    @property
+    def block(self) -> bytes:
+        value = self._value
+        tail = _TAIL + value if len(value) == ID_LENGTH else _short.__wrapped__(_REQUEST, value)
+        return self._base.block + tail
+
+    @property
+    def size(self) -> int:
+        return self._base.size + len(_REQUEST) + len(self._value) + 32
+
+    @property
+    def valid(self) -> bool:
+        return self._base.valid and _FORBIDDEN.search(self._value) is None
+
+    def get(self, name: str) -> str | None:
+        found = self._base.get(name)
+        return self._value.decode("utf-8", "replace") if found is None and name == REQUEST else found
 
 
 def make(*pairs: tuple[str, str]) -> Headers:
@@ -121,9 +178,17 @@ class Decoder:
 
     def decode(self, block: bytes) -> Headers:
         """Raises Unreadable."""
-        known = self._known.get(block)
-        if known is not None and self._changes == self._table.changes:
+        unchanged = self._changes == self._table.changes
+        known = self._known.get(block) if unchanged else None
+        if known is not None:
             return known
+        start = len(block) - _TAIL_SIZE
+        tailed = start > 0 and block.startswith(_TAIL, start)
+        if tailed and unchanged and (known := self._known.get(block[:start])) is not None:
+            return known.identified(block[-ID_LENGTH:])
+        return self._read(block, tailed=tailed)
+
+    def _read(self, block: bytes, *, tailed: bool) -> Headers:
         try:
             pairs = tuple((bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True))
         except (HPACKError, ValueError, IndexError) as error:
@@ -137,5 +202,9 @@ class Decoder:
         elif len(block) < _LONG:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[block] = made
+            # The last header is the literal at the block's end, so what is before it is a block of its own.
+            if tailed and pairs[-1] == (_REQUEST, block[-ID_LENGTH:]):
+                self._known[block[:-_TAIL_SIZE]] = Headers(pairs[:-1])
+            else:
+                self._known[block] = made
         return made

@@ -1,5 +1,6 @@
 """What a call's headers say, and how to say it: context, deadline, status."""
 
+import os
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from grpclib.exceptions import GRPCError
 
 from carina.context import Call
 from carina.errors import InvalidArgument
-from carina.rpc.headers import Headers, Pair, make
+from carina.rpc.headers import REQUEST, Headers, Pair, make
 
 NAMESPACE: Final = "containerd-namespace"
 LEASE: Final = "containerd-lease"
@@ -26,10 +27,26 @@ _UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e
 _TIMEOUT: Final = re.compile(r"(\d{1,8})([HMSmun])")
 _PRINTABLE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if code != 0x25)
 _VALUE: Final = re.compile(r"[ -~]*")
+_REQUEST: Final = re.compile(r"[!-~]{1,128}")
 
 
-def read_call(headers: Headers, now: float) -> Call:
-    """The context of a call. Raises InvalidArgument for a deadline that is none."""
+def new_request() -> str:
+    """A request id that no other call has."""
+    return os.urandom(8).hex()
+
+
+def request_of(headers: Headers) -> str | None:
+    """The request id that came with a call; None where there is none, or one that is too long or not printable."""
+    given = headers.get(REQUEST)
+    return given if given is not None and _REQUEST.fullmatch(given) else None
+
+
+def read_call(headers: Headers, now: float, *, method: str | None = None, peer: str | None = None) -> Call:
+    """The context of a call; one that comes without a request id gets one.
+
+    Raises:
+        InvalidArgument: its deadline is none.
+    """
     text = headers.get("grpc-timeout")
     deadline = None
     if text is not None:
@@ -38,7 +55,21 @@ def read_call(headers: Headers, now: float) -> Call:
             raise InvalidArgument(f"grpc-timeout {text[:40]!r} is not valid")
         deadline = now + int(match[1]) * _UNITS[match[2]]
     get = headers.get
-    return Call(namespace=get(NAMESPACE), lease=get(LEASE), trace=get(TRACE), deadline=deadline)
+    return Call(
+        namespace=get(NAMESPACE),
+        lease=get(LEASE),
+        trace=get(TRACE),
+        deadline=deadline,
+        request=request_of(headers) or new_request(),
+        method=method,
+        peer=peer,
+    )
+
+
+def told(headers: Headers, *, method: str, peer: str | None) -> Call:
+    """What a call that is only passed on says of itself, for the log."""
+    get = headers.get
+    return Call(namespace=get(NAMESPACE), trace=get(TRACE), request=get(REQUEST), method=method, peer=peer)
 
 
 def timeout(seconds: float) -> str:
@@ -54,7 +85,7 @@ def timeout(seconds: float) -> str:
 
 
 def context_pairs(call: Call) -> tuple[Pair, ...]:
-    """The headers that carry a call's context on, but for its deadline.
+    """The headers that carry a call's context on, but for its deadline and its request id.
 
     Raises:
         InvalidArgument: a value that no header can carry.

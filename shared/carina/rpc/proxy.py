@@ -5,6 +5,7 @@ What the receiving side has no room for waits here, and is acknowledged to the s
 so at most one window of data is held per call and direction. A reset travels on in both directions.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -15,6 +16,7 @@ from carina.rpc import metadata
 from carina.rpc.connection import STREAM_WINDOW, Connection
 from carina.rpc.frames import Code
 from carina.rpc.headers import Headers
+from carina.tracing import Span
 
 _STATUS: Final = {
     Code.REFUSED_STREAM: Status.UNAVAILABLE,
@@ -22,6 +24,7 @@ _STATUS: Final = {
     Code.ENHANCE_YOUR_CALM: Status.RESOURCE_EXHAUSTED,
     Code.INADEQUATE_SECURITY: Status.PERMISSION_DENIED,
 }
+_KNOWN: Final = frozenset(status.value for status in Status)
 
 
 class Leg:
@@ -52,7 +55,7 @@ class Leg:
 
     def received_headers(self, headers: Headers, *, ended: bool) -> None:
         if self is self.relay.up:
-            self.relay.answered = True
+            headers = self.relay.heard(headers, ended=ended)
         self.other.push(headers, ended=ended)
 
     def received_data(self, data: bytes, counted: int, *, ended: bool) -> None:
@@ -127,13 +130,19 @@ class Leg:
 class Relay:
     """One call that is passed through, from its request until both sides are closed."""
 
-    __slots__ = ("_done", "answered", "down", "request", "up", "upstream")
+    __slots__ = ("_done", "answered", "begun", "down", "named", "request", "span", "status", "up", "upstream")
 
     def __init__(
         self, connection: Connection, stream: int, request: Headers, *, ended: bool, done: Callable[["Relay"], None]
     ) -> None:
         self.request = request
         self.upstream = ""
+        self.begun = time.monotonic()
+        self.status = Status.CANCELLED
+        """What it ended with; as it is, if the client ends it."""
+        self.named: bytes | None = None
+        """The request id that was made for it here, of which the client does not know yet."""
+        self.span: Span | None = None
         self.answered = False
         """Whether the client has got headers."""
         self._done: Callable[[Relay], None] | None = done
@@ -150,6 +159,17 @@ class Relay:
         ended = self.down.remote_closed and not self.up.queue
         connection.start(self.up, self.request, end=ended)
         self.up.writable()
+
+    def heard(self, headers: Headers, *, ended: bool) -> Headers:
+        """Take note of headers from the upstream. Returns what the client gets."""
+        if ended:
+            text = headers.get("grpc-status") or ""
+            known = text.isdecimal() and int(text) in _KNOWN
+            self.status = Status(int(text)) if known else Status.UNKNOWN
+        if self.named is not None and not self.answered:
+            headers = headers.identified(self.named)
+        self.answered = True
+        return headers
 
     def check(self) -> None:
         """Called when a direction has ended."""
@@ -172,9 +192,13 @@ class Relay:
     def fail(self, status: Status, text: str) -> None:
         """Answer the client for the upstream."""
         down = self.down
+        self.status = status
         down.queue.clear()
         if down.connection is not None and not down.local_closed:
-            down.connection.send_headers(down, metadata.trailers(status, text, only=not self.answered), end=True)
+            end = metadata.trailers(status, text, only=not self.answered)
+            if self.named is not None and not self.answered:
+                end = end.identified(self.named)
+            down.connection.send_headers(down, end, end=True)
             if not down.remote_closed:
                 down.reset(Code.NO_ERROR)
         self._finish()

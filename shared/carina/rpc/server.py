@@ -5,22 +5,24 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from grpclib.const import Handler, Status
 
+from carina import context, tracing
 from carina.aio.threads import in_thread
 from carina.config import socket_path
 from carina.errors import CarinaError, InvalidArgument, PermissionDenied, Unavailable
-from carina.rpc import calls, metadata
+from carina.rpc import calls, metadata, metering
 from carina.rpc.client import Channel
 from carina.rpc.connection import Connection
 from carina.rpc.frames import Code
 from carina.rpc.guard import Admission, Guard, Peer
-from carina.rpc.headers import Headers
+from carina.rpc.headers import REQUEST, Headers
 from carina.rpc.health import Health, Version
 from carina.rpc.proxy import Relay
-from carina.rpc.sockets import Bound, admits, bind, peer, refuse_unclaimed
+from carina.rpc.sockets import Bound, admits, bind, credentials, peer, refuse_unclaimed
 from carina.rpc.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -192,24 +194,44 @@ class Listener:
     def _start(self, stream: _Call, method: Handler, path: str) -> None:
         assert stream.headers is not None
         try:
-            call = metadata.read_call(stream.headers, time.monotonic())
+            peer = connection.peer if isinstance(connection := stream.connection, _Admitting) else None
+            call = metadata.read_call(stream.headers, time.monotonic(), method=path, peer=peer)
         except InvalidArgument as error:
             calls.finish(stream, Status.INTERNAL, str(error), accepted=False)
             return
         stream.encoding = stream.headers.get("grpc-encoding")
+        recorder, span = tracing.recorder(), None
+        if recorder is not None:
+            span = recorder.begin(path[1:], "server", call.trace, _attributes(path))
+            call = replace(call, trace=span.traceparent)
         served = calls.ServerStream(stream, method, call)
-        stream.task = asyncio.get_running_loop().create_task(self._answer(served, method, call, path), name=path)
+        stream.task = asyncio.get_running_loop().create_task(self._answer(served, method, call, path, span), name=path)
         self._tasks.add(stream.task)
         self._idle.clear()
         stream.task.add_done_callback(self._ended)
 
-    async def _answer(self, stream: calls.ServerStream, method: Handler, call: Any, path: str) -> None:
+    async def _answer(
+        self, stream: calls.ServerStream, method: Handler, call: context.Call, path: str, span: tracing.Span | None
+    ) -> None:
+        counts, begun = metering.method(path, method.cardinality), time.monotonic()
+        counts.started()
+        status = Status.CANCELLED
         try:
             await calls.answer(stream, method, call, name=path)
+            status = stream.status
         except asyncio.CancelledError:
             if not self._cut:
                 raise
-            stream.finish(Status.UNAVAILABLE, f"{self._name} is stopping")
+            status = Status.UNAVAILABLE
+            stream.finish(status, f"{self._name} is stopping")
+        finally:
+            seconds = time.monotonic() - begun
+            counts.handled(status, seconds)
+            if span is not None:
+                span.end("" if status is Status.OK else status.name)
+            if log.isEnabledFor(logging.DEBUG):
+                with context.use(call):
+                    log.debug("%s in %.1f ms", status.name, seconds * 1000)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -222,8 +244,20 @@ class Listener:
             self._idle.set()
 
     def _relay(self, channel: Channel, connection: Connection, number: int, headers: Headers, *, ended: bool) -> None:
+        path = headers.get(":path") or ""
+        metering.method(path).started()
+        named = None
+        if metadata.request_of(headers) is None:
+            named = metadata.new_request().encode()
+            headers = headers.without(REQUEST.encode()) if headers.get(REQUEST) is not None else headers
+        recorder, span = tracing.recorder(), None
+        if recorder is not None:
+            span = recorder.begin(path[1:], "server", headers.get(metadata.TRACE), _attributes(path))
+            headers = headers.traced(span.traceparent)
+        if named is not None:
+            headers = headers.identified(named)
         relay = Relay(connection, number, headers, ended=ended, done=self._relayed)
-        relay.upstream = channel.address
+        relay.upstream, relay.named, relay.span = channel.address, named, span
         self._relays.add(relay)
         self._idle.clear()
         ready = channel.ready()
@@ -249,6 +283,15 @@ class Listener:
 
     def _relayed(self, relay: Relay) -> None:
         self._relays.discard(relay)
+        path, seconds = relay.request.get(":path") or "", time.monotonic() - relay.begun
+        metering.method(path).handled(relay.status, seconds)
+        if relay.span is not None:
+            relay.span.end("" if relay.status is Status.OK else relay.status.name)
+        if log.isEnabledFor(logging.DEBUG):
+            with context.use(
+                metadata.told(relay.request, method=path, peer=getattr(relay.down.connection, "peer", None))
+            ):
+                log.debug("%s in %.1f ms, by %s", relay.status.name, seconds * 1000, relay.upstream)
         self._check_idle()
 
     async def drain(self, grace: float) -> None:
@@ -282,6 +325,12 @@ class Listener:
             log.warning("%d calls do not react to their cancellation", len(self._tasks))
 
 
+def _attributes(path: str) -> Mapping[str, str | int]:
+    """By OpenTelemetry's conventions for RPC."""
+    service, _, method = path[1:].rpartition("/")
+    return {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+
+
 async def _all(futures: "Sequence[asyncio.Future[None]]") -> None:
     for future in futures:
         await future
@@ -306,8 +355,13 @@ class _Admitting(Connection):
     def __init__(self, listener: Listener) -> None:
         super().__init__(client=False, accept=listener.accept, ended=listener.disconnected)
         self._listener = listener
+        self.peer: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            pid, uid, _ = credentials(sock)
+            self.peer = f"pid={pid} uid={uid}"
         if self._listener.connected(self, transport):
             super().connection_made(transport)
         else:
