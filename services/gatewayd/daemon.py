@@ -4,15 +4,20 @@ import asyncio
 import contextlib
 import os
 
+from grpclib.const import Cardinality
+
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
 from carina.linux.privileges import require_own
+from carina.rpc import metering
 from carina.rpc.client import Channel
+from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
 from carina.swap.server import SwapService
 from gatewayd import routes, swapping
 from gatewayd.config import Config
 from gatewayd.instance import identity
+from gatewayd.metrics import Gathering
 from gatewayd.plugins import MergedIntrospection
 from gatewayd.rpc import GatewayIntrospection
 from gatewayd.sockets import Listeners, sockets
@@ -30,6 +35,13 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         for name, address in (await in_thread(swapping.where, config.root, config.upstreams)).items():
             upstreams[name] = Upstream(name, address, stall=config.stall_timeout)
             stack.callback(upstreams[name].close)
+
+        for streams, kind in (
+            (routes.STREAMS, Cardinality.UNARY_STREAM),
+            (routes.BOTH_WAYS, Cardinality.STREAM_STREAM),
+        ):
+            for path in streams:
+                metering.method(path, kind)
 
         def route(path: str) -> Channel | None:
             name = routes.daemon(path)
@@ -51,7 +63,11 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
                 route=route,
                 admission=socket.admission,
             )
-            listeners.add(await stack.enter_async_context(listening))
+            listener = await stack.enter_async_context(listening)
+            listeners.add(listener)
+            if socket.address == config.address:  # tenants have no business with everybody's metrics
+                listener.metrics.sources.append(Gathering(upstreams).behind)
+                await _show_metrics(stack, config, listener)
         watch = Watch(upstreams, listeners)
         await watch.settle()
         lifetime.ready()
@@ -62,3 +78,11 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             await lifetime.stopped()
             for task in watching:
                 task.cancel()
+
+
+async def _show_metrics(stack: contextlib.AsyncExitStack, config: Config, listener: Listener) -> None:
+    if config.metrics:
+        from gatewayd import exposition  # what it needs takes memory
+
+        page = exposition.serve(config.metrics, listener.metrics.collected, gid=config.gid)
+        await stack.enter_async_context(page)

@@ -29,6 +29,25 @@ ROUTES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """gRPC service -> daemon. Not here: what the gateway answers itself, and Mounts, which is UNIMPLEMENTED."""
 
+STREAMS: Final = (
+    "/carina.backup.v1.Backup/Read",
+    "/carina.check.v1.Check/Run",
+    "/carina.events.v1.Log/Subscribe",
+    "/carina.gc.v1.GC/Plan",
+    "/carina.gc.v1.GC/PlanImages",
+    "/carina.gc.v1.GC/Usage",
+    "/containerd.services.containers.v1.Containers/ListStream",
+    "/containerd.services.content.v1.Content/List",
+    "/containerd.services.content.v1.Content/Read",
+    "/containerd.services.events.v1.Events/Subscribe",
+    "/containerd.services.snapshots.v1.Snapshots/List",
+)
+"""Methods that answer with a stream: what is passed on undecoded does not tell, and metrics say it."""
+BOTH_WAYS: Final = (
+    "/containerd.services.content.v1.Content/Write",
+    "/containerd.services.streaming.v1.Streaming/Stream",
+)
+
 PLUGIN_INFO: Final = "/containerd.services.introspection.v1.Introspection/PluginInfo"
 """Describes a runtime, which is taskd's business; the other methods of Introspection are the gateway's."""
 

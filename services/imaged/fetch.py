@@ -20,6 +20,7 @@ from carina.images.manifest import Config, Index, Manifest
 from carina.labels import DISTRIBUTION_SOURCE, GC_REF_CONTENT, MAX_SIZE
 from carina.platforms import Matcher, Platform
 from imaged.ingest import CALL_SECONDS, COMMIT_SECONDS, discard, ingest, open_writer
+from imaged.phases import FETCHED, phase
 from imaged.progress import Tracker, ref_key
 from imaged.sources import Source
 
@@ -104,6 +105,14 @@ class Fetch:
             await self._label(descriptor.digest, {})
             return
         async with self._locks.hold(self._key(descriptor), seconds=_SHARED_FETCH_SECONDS), self._slots:
+            new = await self._ingest(descriptor, fetcher)
+            if not new:
+                await self._label(descriptor.digest, {})
+        self._tracker.step("complete" if new else "already exists", descriptor)
+
+    async def _ingest(self, descriptor: Descriptor, fetcher: Source) -> bool:
+        """Whether it was not there."""
+        with phase("fetch", digest=str(descriptor.digest), size=descriptor.size):
             new = await ingest(
                 self._store,
                 descriptor,
@@ -113,9 +122,9 @@ class Fetch:
                 labels=self._source_labels(),
                 moved=lambda offset: self._tracker.moved("downloading", descriptor, offset),
             )
-            if not new:
-                await self._label(descriptor.digest, {})
-        self._tracker.step("complete" if new else "already exists", descriptor)
+        if new:
+            FETCHED.add(amount=descriptor.size)
+        return new
 
     async def _walk(self, descriptor: Descriptor, walk: _Walk, *, depth: int, wanted: bool) -> None:
         if descriptor.digest in walk.seen:

@@ -32,6 +32,7 @@ from carina.transfer import ExtraReference, Store
 from imaged.fetch import Fetch, Found, Wish
 from imaged.fetcher import Pace
 from imaged.ingest import CALL_SECONDS
+from imaged.phases import phase
 from imaged.progress import Tracker
 from imaged.sources import Resolver
 from imaged.unpack import Unpacker
@@ -80,7 +81,8 @@ async def pull(stores: Stores, resolver: Resolver, into: Store, *, tracker: Trac
         stores.workers.expect()
     async with lease(stores.leases, f"pull {reference}"):
         tracker.say(f"Resolving from {origin}")
-        root = await resolver.resolve()
+        with phase("resolve", image=str(reference)):
+            root = await resolver.resolve()
         if stores.verifiers is not None:
             await stores.verifiers.check(str(reference), root)
         tracker.say(f"Pulling from {origin}")

@@ -33,6 +33,7 @@ from carina.layer.process import inherit
 from carina.mount import Mount
 from carina.snapshots import Snapshotter
 from imaged.ingest import CALL_SECONDS, COMMIT_SECONDS
+from imaged.phases import phase
 from imaged.progress import Tracker
 
 _SHARED_UNPACK_SECONDS: Final = 6 * 3600.0
@@ -187,7 +188,8 @@ class Unpacker:
         """The directories that it leaves to the layers below; None if it needs those while it is applied."""
         self._tracker.step("extracting", layer.descriptor, 0)
         try:
-            applied = await self._differ.apply(layer.descriptor, mounts, sync_fs=self._sync_fs)
+            with phase("unpack", digest=str(layer.descriptor.digest), snapshotter=self.name):
+                applied = await self._differ.apply(layer.descriptor, mounts, sync_fs=self._sync_fs)
         except CarinaError as error:
             if isinstance(error, FailedPrecondition) and layer.parent and _is_alone(mounts):
                 return None

@@ -16,7 +16,7 @@ from typing import Final
 
 from carina.aio.threads import in_thread
 from carina.backends import Backend, Reloaded
-from carina.config import Config, load, validate_plugin
+from carina.config import Config, daemon, load, validate_plugin
 from carina.content.client import RemoteContentStore
 from carina.errors import (
     AlreadyExists,
@@ -122,6 +122,18 @@ class Registry:
     def snapshot_sides(self) -> dict[str, SnapshotSide]:
         """Every snapshotter by its name, for the check."""
         return sides.of_snapshotters(self._entries.values(), self._claims)
+
+    def known(self) -> list[Backend]:
+        """Every back end as it was when last asked."""
+        return [entry.backend for entry in self._entries.values()]
+
+    def processes(self) -> list[tuple[str, Channel]]:
+        """Who stands behind the back ends that answer: by the daemon's name, or the plugin's."""
+        return [
+            (_process(entry.stated), entry.channel)
+            for entry in self._entries.values()
+            if entry.asked or entry.stated.own
+        ]
 
     async def settle(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -376,6 +388,12 @@ class Registry:
                 async with asyncio.timeout(RETRY_SECONDS if entry.backend.error else PAUSE_SECONDS):
                     await entry.wake.wait()
                     await asyncio.sleep(SHORTEST_PAUSE)
+
+
+def _process(backend: Backend) -> str:
+    if not backend.own:
+        return backend.name
+    return daemon("content" if backend.type == "content" else f"snapshots.{backend.name}")
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from carina import meter, tracing
 from carina.aio.finish import finish
 from carina.digest import Digest
 from carina.errors import CarinaError, Unavailable
@@ -35,6 +36,10 @@ SHORTEST: Final = 0.005
 """What a collection counts as at least when the next occasion is planned, as in containerd."""
 
 log = logging.getLogger(__name__)
+_COLLECTIONS: Final = meter.counter(
+    "containerd_gc_collections_total", "Collections, as containerd counts them.", "status"
+)
+_SECONDS: Final = meter.histogram("containerd_gc_gc_seconds", "How long collections took.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,12 +196,16 @@ class Collector:
         self._begun += 1
         self._collecting = True
         try:
-            collection = await finish(self._sweeper.collect(self._counters))
+            with tracing.span("collection"):
+                collection = await finish(self._sweeper.collect(self._counters))
+            _COLLECTIONS.add("success")
+            _SECONDS.observe(collection.seconds)
             self._touched.update((backend_of(removed.type), self._begun) for removed in collection.removed)
             await self._start_removal(tasks)
         except CarinaError as error:
             log.warning("garbage collection failed: %s", error)
             self._counters.failures += 1
+            _COLLECTIONS.add("fail")
             self._make_due(time.monotonic() + RETRY_SECONDS)
             for future in asked:
                 if not future.done():

@@ -46,6 +46,7 @@ from metadatad.exchange import Exchange, open_exchange
 from metadatad.explainer import Explainer
 from metadatad.images import Images
 from metadatad.leases import Leases
+from metadatad.metrics import Sources
 from metadatad.namespaces import Namespaces
 from metadatad.plugins import Plugins
 from metadatad.records import Records
@@ -76,6 +77,8 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             tasks.create_task(_reloading(registry, lifetime), name="reload"),
         ]
         async with serve_rpc(config.address, handlers, name="metadatad") as listener:
+            sources = Sources(records, collector, registry)
+            listener.metrics.sources += [sources.own, sources.behind]
             registry.on_health = functools.partial(_health, listener, collector)
             for backend in await registry.list():
                 _health(listener, collector, backend.name, not backend.error)

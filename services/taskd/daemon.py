@@ -19,6 +19,7 @@ from carina.events.client import RemoteEventLog, RemoteEventService
 from carina.linux.privileges import require_own, require_root
 from carina.namespaces.client import RemoteNamespaceStore
 from carina.rpc.client import Channel, connect
+from carina.rpc.metrics import Process
 from carina.rpc.server import serve as serve_rpc
 from carina.sandboxes import SandboxStore
 from carina.sandboxes.client import RemoteSandboxStore
@@ -28,6 +29,7 @@ from carina.sqlite import open_database
 from carina.sqlite.migrations import migrations
 from carina.tasks.server import TasksService
 from carina.ttrpc.server import serve as serve_events
+from taskd import metrics
 from taskd.config import Config
 from taskd.controllers import AllControllers
 from taskd.delivery import Delivery, Sink
@@ -80,6 +82,12 @@ class Opened:
     def give_up_waits(self) -> None:
         self.registry.give_up_waits()
         self.sandboxes.give_up_waits()
+
+    async def measure(self) -> list[Process]:
+        return [Process(service="taskd", families=list(metrics.own(self.registry, await self.outbox.pending())))]
+
+    async def measure_containers(self) -> list[Process]:
+        return [Process(service="taskd", families=await metrics.containers(self.registry))]
 
 
 @contextlib.asynccontextmanager
@@ -150,7 +158,11 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         async with opened(config, RemoteContainerStore(channel), delivery, store=store, plugged=plugged) as own:
             controllers = _controllers(config, own.sandboxes, plugged, own.outbox)
             handlers = [TasksService(own.tasks), ControllersService(controllers), own.introspection]
-            async with asyncio.TaskGroup() as group, serve_rpc(config.address, handlers, name="taskd"):
+            async with (
+                asyncio.TaskGroup() as group,
+                serve_rpc(config.address, handlers, name="taskd") as listener,
+            ):
+                listener.metrics.sources += [own.measure, own.measure_containers]
                 monitor = group.create_task(_monitor(config, own.tasks, channel).run(), name="restart monitor")
                 lifetime.ready()
                 await lifetime.stopped()

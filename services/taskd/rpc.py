@@ -191,3 +191,17 @@ def plugins() -> list[introspection.Plugin]:
         introspection.Plugin(type="io.containerd.service.v1", id="tasks-service"),
         introspection.Plugin(type="io.containerd.grpc.v1", id="tasks"),
     ]
+
+
+def cgroup_metrics(stats: TypedValue) -> tuple[int, object]:
+    """Version of the control groups, and the message of what was measured. Raises InvalidArgument: it is neither's."""
+    match stats.type_url.rpartition("/")[2]:
+        case "io.containerd.cgroups.v1.Metrics":
+            from carina.api.io.containerd.cgroups.v1 import Metrics as Version1  # only where somebody asks
+
+            return 1, decode(Version1, stats.value)
+        case "io.containerd.cgroups.v2.Metrics":
+            from carina.api.io.containerd.cgroups.v2 import Metrics as Version2
+
+            return 2, decode(Version2, stats.value)
+    raise InvalidArgument(f"metrics of type {stats.type_url!r} are not those of control groups")

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 import betterproto2
 
-from carina import context
+from carina import context, tracing
 from carina.aio.threads import in_thread
 from carina.api.containerd import types as containerd_types
 from carina.api.containerd.runc.v1 import CheckpointOptions, Options
@@ -130,7 +130,8 @@ class Shim:
         assert self._client is not None
         service = f"containerd.task.v{self.bootstrap.version}.Task"
         try:
-            return await self._client.call(f"{service}/{method}", request, response)
+            with tracing.span(f"shim {method}", address=self.bootstrap.address):
+                return await self._client.call(f"{service}/{method}", request, response)
         except CarinaError as error:
             # The shims have no status of their own for "not in this state": they say it in words.
             if type(error) is CarinaError and _STATE.match(str(error)):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -146,6 +147,7 @@ def test_every_service_of_the_api_has_its_place() -> None:
         "carina.swap.v1.Swap",
         "containerd.services.introspection.v1.Introspection",
         "containerd.services.version.v1.Version",
+        "carina.metrics.v1.Metrics",
     }
     nobody = {
         "containerd.services.mounts.v1.Mounts",
@@ -154,6 +156,24 @@ def test_every_service_of_the_api_has_its_place() -> None:
     }
 
     assert services - own - nobody == set(routes.ROUTES)
+
+
+def test_methods_with_streams_are_known() -> None:
+    """Metrics tell calls with streams from others, though the gateway decodes none."""
+    api = Path(routes.__file__).resolve().parents[2] / "proto"
+    answers: set[str] = set()
+    both: set[str] = set()
+    for path in [*api.glob("containerd/services/**/*.proto"), *api.glob("carina/**/*.proto")]:
+        text = path.read_text()
+        package, service = text.partition("\npackage ")[2].partition(";")[0], ""
+        for line in text.splitlines():
+            if line.startswith("service "):
+                service = f"{package}.{line.split()[1]}"
+            found = re.match(r" +rpc (\w+)\((stream )?[\w.]+\) returns \(stream ", line)
+            if found and service in routes.ROUTES:
+                (both if found[2] else answers).add(f"/{service}/{found[1]}")
+
+    assert (answers, both) == (set(routes.STREAMS), set(routes.BOTH_WAYS))
 
 
 async def test_mounts_are_unimplemented(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class Headers:
 
 
 class _Identified(Headers):
-    """Headers that many calls share, and what one of them has at their end: nothing is derived that is not asked for."""
+    """Headers that many calls share, and what one of them has at their end: derived only where it is asked for."""
 
     __slots__ = ("_base", "_value")
 

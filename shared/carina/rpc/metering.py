@@ -48,6 +48,10 @@ class Method:
         self._time.observe(seconds)
 
     @property
+    def used(self) -> bool:
+        return self._started > 0
+
+    @property
     def labels(self) -> meter.Labels:
         service, _, method = self._path[1:].rpartition("/")
         return ("grpc_type", self._type), ("grpc_service", service), ("grpc_method", method)
@@ -72,7 +76,7 @@ def method(path: str, cardinality: Cardinality | None = None) -> Method:
 
 
 def _families() -> Iterator[Family]:
-    read = [found.samples() for found in list(_methods.values())]
+    read = [found.samples() for found in list(_methods.values()) if found.used]
     yield Family("grpc_server_started_total", "Calls that began.", Kind.COUNTER, [started for started, _, _ in read])
     yield Family(
         "grpc_server_handled_total",

@@ -21,6 +21,7 @@ from carina.rpc.frames import Code
 from carina.rpc.guard import Admission, Guard, Peer
 from carina.rpc.headers import REQUEST, Headers
 from carina.rpc.health import Health, Version
+from carina.rpc.metrics import Metrics
 from carina.rpc.proxy import Relay
 from carina.rpc.sockets import Bound, admits, bind, credentials, peer, refuse_unclaimed
 from carina.rpc.streams import Stream
@@ -110,6 +111,8 @@ class Listener:
         self.address = address
         self.health = Health()
         """`health.set(name, serving)` says whether a part of the service can do its work."""
+        self.metrics = Metrics(name)
+        """What others say of themselves through this service is added to `metrics.sources`."""
         self._name = name
         self._gid = gid
         self._route = route
@@ -117,7 +120,7 @@ class Listener:
         self._guards: dict[Connection, Guard] = {}
         self._mapping: Mapping[str, Handler] = {
             path: handler
-            for served in (*handlers, self.health, Version())
+            for served in (*handlers, self.health, self.metrics, Version())
             for path, handler in served.__mapping__().items()
         }
         self._connections: set[Connection] = set()

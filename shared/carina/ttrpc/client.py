@@ -16,7 +16,7 @@ from carina.api.ttrpc import KeyValue, Request, Response
 from carina.errors import CarinaError, DataLoss, DeadlineExceeded, ResourceExhausted, Unavailable
 from carina.rpc.codec import decode, encode
 from carina.rpc.codes import CLASS_OF
-from carina.ttrpc.frames import MAX_MESSAGE, NAMESPACE_KEY, Frame, Kind, Parser, pack
+from carina.ttrpc.frames import MAX_MESSAGE, NAMESPACE_KEY, TRACE_KEY, Frame, Kind, Parser, pack
 
 M = TypeVar("M", bound=betterproto2.Message)
 
@@ -55,8 +55,8 @@ class Client(asyncio.Protocol):
         service, _, name = method.rpartition("/")
         message = Request(service=service, method=name, payload=encode(request))
         call = context.current()
-        if call.namespace:
-            message.metadata = [KeyValue(key=NAMESPACE_KEY, value=call.namespace)]
+        carried = ((NAMESPACE_KEY, call.namespace), (TRACE_KEY, call.trace))
+        message.metadata = [KeyValue(key=key, value=value) for key, value in carried if value]
         seconds = call.remaining
         if seconds is not None:
             if seconds <= 0:

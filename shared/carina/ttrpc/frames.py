@@ -10,6 +10,7 @@ from carina.errors import ResourceExhausted
 HEADER: Final = struct.Struct(">IIBB")
 MAX_MESSAGE: Final = 4 << 20
 NAMESPACE_KEY: Final = "containerd-namespace-ttrpc"
+TRACE_KEY: Final = "traceparent"
 
 
 class Kind(enum.IntEnum):
