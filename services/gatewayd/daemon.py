@@ -65,6 +65,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             )
             listener = await stack.enter_async_context(listening)
             listeners.add(listener)
+            listener.health.set("gatewayd", True)
             if socket.address == config.address:  # tenants have no business with everybody's metrics
                 listener.metrics.sources.append(Gathering(upstreams).behind)
                 await _show_metrics(stack, config, listener)

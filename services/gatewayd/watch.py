@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from carina import context
 from carina.backends.client import RemoteBackendRegistry
 from carina.errors import CarinaError, DeadlineExceeded
-from carina.rpc.health import probe
+from carina.rpc.health import ready
 from gatewayd.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -83,18 +83,18 @@ class Watch:
             await asyncio.sleep(UP_SECONDS if serving else DOWN_SECONDS)
 
     async def look(self, upstream: Upstream) -> bool:
-        """Ask a service for its health once and pass the answer on."""
+        """Ask a service once how it is and pass the answer on. Returns whether it answers, ready or not."""
         state = ""
         try:
             with context.deadline(ANSWER_SECONDS):
-                state, _ = await probe(upstream.channel)
+                state = await ready(upstream.channel, upstream.name)
             upstream.answered()
         except DeadlineExceeded:
             upstream.unanswered()
         except CarinaError:
             upstream.answered()
-        serving = state == "ok"
-        self._listener.health.set(upstream.name, serving)
+        serving = bool(state)
+        self._listener.health.set(upstream.name, state == "ok")
         if upstream.name == ESSENTIAL:
             self._listener.health.set("", serving)
             await self._look_behind(upstream, serving=serving)

@@ -24,9 +24,11 @@ from carina.images.client import RemoteImageStore
 from carina.introspection.client import RemoteIntrospection
 from carina.layer.workers import Workers
 from carina.leases.client import RemoteLeaseManager
+from carina.linux.disk import exercise
 from carina.linux.privileges import require_own, require_root
 from carina.namespaces.client import RemoteNamespaceStore
 from carina.rpc.client import Channel, connect
+from carina.rpc.readiness import Readiness
 from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
 from carina.snapshots.client import RemoteSnapshotter
@@ -69,7 +71,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             IntrospectionService(),
         ]
         listener = await stack.enter_async_context(serve_rpc(config.address, handlers, name="imaged"))
-        await stack.enter_async_context(_watching(metadata, listener))
+        await stack.enter_async_context(_watching(metadata, scratch, listener))
         lifetime.ready()
         await lifetime.stopped()
 
@@ -132,8 +134,11 @@ def _capabilities(metadata: Channel) -> Callable[[str], Awaitable[Sequence[str]]
 
 
 @contextlib.asynccontextmanager
-async def _watching(metadata: Channel, listener: Listener) -> AsyncIterator[None]:
-    """Say in the health of `imaged.metadata` whether metadatad answers, as every operation needs it."""
+async def _watching(metadata: Channel, scratch: Path, listener: Listener) -> AsyncIterator[None]:
+    """Say in the health of `imaged.metadata` whether metadatad answers, and in that of `imaged` whether it can work.
+
+    Every operation needs the one; layers are made in the scratch directory.
+    """
 
     async def watch() -> None:
         namespaces = RemoteNamespaceStore(metadata)
@@ -147,9 +152,12 @@ async def _watching(metadata: Channel, listener: Listener) -> AsyncIterator[None
                 listener.health.set("imaged.metadata", False)
             await asyncio.sleep(PROBE_SECONDS)
 
+    readiness = Readiness("imaged", functools.partial(in_thread, exercise, scratch))
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(watch(), name="watch metadatad")
+        trying = group.create_task(readiness.watch(listener.health), name="readiness")
         try:
             yield
         finally:
             watching.cancel()
+            trying.cancel()

@@ -25,9 +25,11 @@ from carina.images.server import ImagesService
 from carina.introspection.server import IntrospectionService
 from carina.lane.server import TokenLaneService
 from carina.leases.server import LeasesService
+from carina.linux.disk import exercise
 from carina.linux.errnos import translated
 from carina.linux.privileges import require_own
 from carina.namespaces.server import NamespacesService
+from carina.rpc.readiness import Readiness
 from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
 from carina.sandboxes.server import SandboxesService
@@ -79,6 +81,8 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         async with serve_rpc(config.address, handlers, name="metadatad") as listener:
             sources = Sources(records, collector, registry)
             listener.metrics.sources += [sources.own, sources.behind]
+            readiness = Readiness("metadatad", functools.partial(_try, records, config.root))
+            working.append(tasks.create_task(readiness.watch(listener.health), name="readiness"))
             registry.on_health = functools.partial(_health, listener, collector)
             for backend in await registry.list():
                 _health(listener, collector, backend.name, not backend.error)
@@ -151,6 +155,12 @@ def _reread(before: Constellation) -> Constellation:
     found = load(before.path, root=before.root, state=before.state)
     read(found)
     return found
+
+
+async def _try(records: Records, root: Path) -> None:
+    """What every call takes: a record that is read, and a file system that has room and is writable."""
+    await records.read(lambda connection: connection.execute("SELECT name FROM namespaces LIMIT 1").fetchone())
+    await in_thread(exercise, root)
 
 
 def _health(listener: Listener, collector: Collector, name: str, serving: bool | None) -> None:

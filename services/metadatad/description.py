@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from carina.backends import Backend
-from carina.errors import Unimplemented
+from carina.errors import FailedPrecondition, Unimplemented
 from carina.introspection import Plugin
 from carina.introspection.client import RemoteIntrospection
 from carina.rpc.client import Channel
@@ -29,6 +29,7 @@ async def described(stated: Backend, channel: Channel) -> Backend:
     """`stated`, as configured, with what the process at the other end says of itself.
 
     Raises:
+        FailedPrecondition: it is one of our own, and says that it can't do its work.
         CarinaError: it does not answer.
     """
     try:
@@ -38,6 +39,8 @@ async def described(stated: Backend, channel: Channel) -> Backend:
     own = _own(stated, [plugin for plugin in plugins if plugin.type == TYPES[stated.type]])
     if own is None:
         return stated
+    if stated.own and own.error:
+        raise FailedPrecondition(own.error)
     return replace(
         stated,
         exports={**own.exports, **stated.exports},

@@ -6,13 +6,20 @@ be no better, and nobody could ask it.
 
 import asyncio
 import contextlib
+import functools
 import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
 
 from carina.aio.daemon import Lifetime
 from carina.aio.threads import in_thread
+from carina.errors import NotFound
 from carina.introspection import Plugin
+from carina.linux.disk import exercise
 from carina.linux.privileges import require_own, require_root
 from carina.platforms import host
+from carina.rpc.readiness import Readiness
 from carina.rpc.server import serve as serve_rpc
 from carina.snapshots.server import SnapshotsService, only
 from snapshotd.config import Config
@@ -39,10 +46,19 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             error = str(unfit)
             _log.error("snapshotter %s can't be used: %s", config.name, error)
             snapshotter = Unusable(error)
-        handlers = [SnapshotsService(only(snapshotter)), IntrospectionService(_describe(config, driver, error))]
-        async with serve_rpc(config.address, handlers, name=f"snapshotd-{config.name}"):
+        name = f"snapshotd-{config.name}"
+        readiness = Readiness(name, functools.partial(_try, snapshotter, config.root))
+        described = IntrospectionService(_describe(config, driver, error), readiness)
+        async with serve_rpc(config.address, [SnapshotsService(only(snapshotter)), described], name=name) as listener:
             lifetime.ready()
-            await _until_stopped(snapshotter, lifetime)
+            await _until_stopped(snapshotter, lifetime, readiness.watch(listener.health))
+
+
+async def _try(snapshotter: LocalSnapshotter | Unusable, root: Path) -> None:
+    """What keeping a snapshot takes: a record that can be read, and a file system that has room and is writable."""
+    with contextlib.suppress(NotFound):
+        await snapshotter.stat("readiness")
+    await in_thread(exercise, root)
 
 
 def _describe(config: Config, driver: Driver, error: str) -> Plugin:
@@ -56,8 +72,12 @@ def _describe(config: Config, driver: Driver, error: str) -> Plugin:
     )
 
 
-async def _until_stopped(snapshotter: LocalSnapshotter | Unusable, lifetime: Lifetime) -> None:
+async def _until_stopped(
+    snapshotter: LocalSnapshotter | Unusable, lifetime: Lifetime, readiness: Coroutine[Any, Any, None]
+) -> None:
     async with asyncio.TaskGroup() as group:
         freeing = group.create_task(snapshotter.run(), name="free-snapshots")
+        watching = group.create_task(readiness, name="readiness")
         await lifetime.stopped()
         freeing.cancel()
+        watching.cancel()

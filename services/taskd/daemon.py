@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import resource
 import sys
@@ -16,10 +17,12 @@ from carina.backends.plugged import Plugged
 from carina.containers import ContainerStore
 from carina.containers.client import RemoteContainerStore
 from carina.events.client import RemoteEventLog, RemoteEventService
+from carina.linux.disk import exercise
 from carina.linux.privileges import require_own, require_root
 from carina.namespaces.client import RemoteNamespaceStore
 from carina.rpc.client import Channel, connect
 from carina.rpc.metrics import Process
+from carina.rpc.readiness import Readiness
 from carina.rpc.server import serve as serve_rpc
 from carina.sandboxes import SandboxStore
 from carina.sandboxes.client import RemoteSandboxStore
@@ -146,6 +149,13 @@ def _monitor(config: Config, tasks: Tasks, channel: Channel) -> RestartMonitor:
     )
 
 
+async def _try(config: Config, own: Opened) -> None:
+    """What running a container takes: the outbox, and room for its events and for bundles."""
+    await own.outbox.pending()
+    for directory in (config.root, config.bundles):
+        await in_thread(exercise, directory)
+
+
 async def serve(config: Config, lifetime: Lifetime) -> None:
     """Serve until the process is asked to end. Shims and containers go on."""
     await in_thread(require_root, "taskd", "run containers")
@@ -163,10 +173,15 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
                 serve_rpc(config.address, handlers, name="taskd") as listener,
             ):
                 listener.metrics.sources += [own.measure, own.measure_containers]
-                monitor = group.create_task(_monitor(config, own.tasks, channel).run(), name="restart monitor")
+                readiness = Readiness("taskd", functools.partial(_try, config, own))
+                background = (
+                    group.create_task(_monitor(config, own.tasks, channel).run(), name="restart monitor"),
+                    group.create_task(readiness.watch(listener.health), name="readiness"),
+                )
                 lifetime.ready()
                 await lifetime.stopped()
-                monitor.cancel()
+                for task in background:
+                    task.cancel()
                 own.give_up_waits()
     finally:
         plugged.close()

@@ -1,7 +1,5 @@
 """A disk that is full or read-only: a sentence that names what could not be written, and nothing else suffers."""
 
-import errno
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from carina.digest import Digest
 from carina.errors import NotFound, ResourceExhausted
 from carina.images import Image
 from carina.leases import Lease
+from support.disk import fill
 from support.metadata import stores
 from support.snapshots import serving
 
@@ -31,20 +30,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)], check=True)
     yield path
     subprocess.run(["umount", str(path)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Take all that is left of the disk."""
-    path = disk / "fill"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-    try:
-        while True:
-            os.write(descriptor, bytes(4096))
-    except OSError as error:
-        assert error.errno == errno.ENOSPC  # noqa: PT017
-    finally:
-        os.close(descriptor)
-    return path
 
 
 def arguments(service: str, disk: Path, state: Path) -> list[str]:

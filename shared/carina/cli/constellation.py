@@ -216,7 +216,7 @@ async def _row(name: str, address: str, known: str | None = None) -> Sequence[st
     try:
         if known != "error":
             with context.deadline(2):
-                health, version = await probe(channel)
+                health, version = await probe(channel, name if known is None else "")
     except CarinaError as error:
         health = type(error).__name__.lower()
     finally:

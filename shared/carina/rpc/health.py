@@ -71,8 +71,17 @@ class Version(VersionBase):
         return VersionResponse(version=f"{API_VERSION}+carina.{__version__}", revision="")
 
 
-async def probe(channel: Channel) -> tuple[str, str]:
-    """State (`ok` or what is wrong) and version of the service at the other end."""
-    checked = await HealthStub(channel).check(HealthCheckRequest())
+async def probe(channel: Channel, name: str = "") -> tuple[str, str]:
+    """State (`ok` or what is wrong) and version of the service at the other end; with a name, whether it is ready."""
+    state = await ready(channel, name)
     version = await VersionStub(channel).version(Empty())
-    return ("ok" if checked.status is ServingStatus.SERVING else checked.status.name or "unknown"), version.version
+    return state, version.version
+
+
+async def ready(channel: Channel, name: str) -> str:
+    """`ok`, or in a word what is wrong with what has this name there; one that nobody watches is as the whole is."""
+    try:
+        checked = await HealthStub(channel).check(HealthCheckRequest(service=name))
+    except NotFound:
+        checked = await HealthStub(channel).check(HealthCheckRequest())
+    return "ok" if checked.status is ServingStatus.SERVING else (checked.status.name or "unknown").lower()
