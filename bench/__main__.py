@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import peers
 from bench.client import client
+from bench.latency import concurrency, restarts
 from bench.peers import Carina, Containerd, Peer, command, timed
 from bench.shims import shims
 from bench.snapshots import snapshots
@@ -183,6 +184,8 @@ def parts_of_one(report: Report, wanted: set[str]) -> None:
         parts: dict[str, Callable[[], None]] = {
             "start": lambda: start_and_memory(report, carina, containerd),
             "latency": lambda: latency(report, carina, containerd),
+            "concurrency": lambda: concurrency(report, carina, containerd),
+            "restarts": lambda: restarts(report, carina),
             "run": lambda: running(report, carina, containerd, registry),
             "client": lambda: client(report, carina, containerd, registry),
             "shims": lambda: shims(report, carina, containerd, registry),
