@@ -5,6 +5,7 @@ is installed (`carina.otel`), each span takes its place in it, so that what is c
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, Protocol
@@ -40,6 +41,14 @@ def install(recorder: Recorder | None) -> None:
 def recorder() -> Recorder | None:
     """None, as usual: then nothing is spent on spans."""
     return _recorder
+
+
+def unrecorded() -> str:
+    """A traceparent that asks for no recording: for what a process does on nobody's behalf, like probes.
+
+    Without one, whoever is called would begin a trace.
+    """
+    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-00"
 
 
 @contextlib.contextmanager

@@ -149,12 +149,14 @@ def test_a_stalled_service_loses_only_its_own_metrics(observed: Observed) -> Non
 
 
 def _spans(observed: Observed, trace: str, wanted: set[str]) -> list[dict[str, Any]]:
-    """The spans of a trace, once all these services have written theirs."""
+    """The spans of a trace, once all these services have written theirs, and each span is below another."""
     limit = time.monotonic() + 20
     while True:
         lines = observed.spans.read_text().splitlines() if observed.spans.exists() else []
         found = [span for span in map(json.loads, lines) if span["trace"] == trace]
-        if wanted <= {span["service"] for span in found} and any(span["parent"] == ABOVE for span in found):
+        places = {span["span"] for span in found} | {ABOVE}
+        whole = all(span["parent"] in places for span in found) and any(span["parent"] == ABOVE for span in found)
+        if wanted <= {span["service"] for span in found} and whole:
             return found
         assert time.monotonic() < limit, sorted({(span["service"], span["name"]) for span in found})
         time.sleep(0.1)
@@ -193,6 +195,21 @@ def test_one_request_id_is_in_the_logs_of_every_service(observed: Observed, refe
     assert transfer["namespace"] == observed.namespace
     assert transfer["peer"].startswith(f"pid={os.getpid()} ")
     observed.clean_namespace()
+
+
+def test_nobodys_calls_are_in_no_trace(observed: Observed) -> None:
+    """Services look after one another all the time, and no span tells of it; what a client asks is told."""
+    observed.ctr("namespaces", "ls")
+    limit = time.monotonic() + 20
+    while True:
+        spans = [json.loads(line) for line in observed.spans.read_text().splitlines()]
+        listed = [span for span in spans if span["name"] == "containerd.services.namespaces.v1.Namespaces/List"]
+        if any(span["service"] == "metadatad" and span["parent"] for span in listed):
+            break
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+    assert [span for span in spans if span["name"] == "grpc.health.v1.Health/Check"] == []
 
 
 def test_a_container_is_one_trace_down_to_its_shim(observed: Observed, reference: str) -> None:

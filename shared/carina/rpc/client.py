@@ -249,7 +249,9 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
         self._request_id = call.request
         recorder = tracing.recorder()
         self._span: tracing.Span | None = None
-        if recorder is not None:
+        if recorder is not None and call.trace is None:
+            call = replace(call, trace=tracing.unrecorded())
+        elif recorder is not None:
             self._span = recorder.begin(path[1:], "client", call.trace, {"rpc.system": "grpc", "peer": channel.address})
             call = replace(call, trace=self._span.traceparent)
         self._pairs = metadata.context_pairs(call) + (metadata.extra_pairs(extra) if extra else ())

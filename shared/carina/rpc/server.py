@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 Route = Callable[[str], Channel | None]
 """Method path -> the channel that it is passed on to. Raises Unavailable where nobody answers there."""
 
+_UNTRACED: Final = "/grpc.health.v1.Health/"
+"""Supervisors ask it all the time, and it tells nothing of what is done for clients."""
 SETTLE_SECONDS: Final = 1.0
 """How long a peer may take to take notice that we stop, and a cancelled call to end."""
 
@@ -204,7 +206,7 @@ class Listener:
             return
         stream.encoding = stream.headers.get("grpc-encoding")
         recorder, span = tracing.recorder(), None
-        if recorder is not None:
+        if recorder is not None and not path.startswith(_UNTRACED):
             span = recorder.begin(path[1:], "server", call.trace, _attributes(path))
             call = replace(call, trace=span.traceparent)
         served = calls.ServerStream(stream, method, call)
