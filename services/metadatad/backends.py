@@ -27,6 +27,7 @@ from carina.errors import (
     Unavailable,
 )
 from carina.lane.client import RemoteTokenLane
+from carina.rpc.client import Channel
 from carina.snapshots import Snapshotter
 from carina.swap import Place
 from metadatad import backendrows, reloading, sides
