@@ -4,6 +4,7 @@
     tar.py          tar stream to entries: a reader of our own, because Python's `tarfile` trusts what it reads
     apply.py        entries to a tree, through directory descriptors only
     compare.py      two trees to changes;  writer.py  changes to a tar stream
+    upperdir.py     where the changes are, if an overlay's upper directory tells
     worker.py       the process that does either, confined to the tree;  broker.py  its trusted parent
     nursery.py      the process that workers are forked from;  workers.py  starts both
     process.py      layers by workers: what other packages call

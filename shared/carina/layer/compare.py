@@ -1,17 +1,21 @@
 """The changes that lead from one tree to another, in the order of their paths.
 
 Both trees are walked through descriptors; a symbolic link is looked at and never followed.
+Where a third directory names everything that can have changed (an overlay's upper directory, see `upperdir.py`),
+the walk looks at these names only, and finds the same.
 A file counts as unchanged if its metadata, size and time are the same;
 where a time has no fraction of a second, as after unpacking, the bytes are compared as well.
 """
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from carina.errors import InvalidArgument
 from carina.layer.tar import shown
+from carina.layer.tree import is_whiteout
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -35,22 +39,46 @@ class Change(NamedTuple):
     """The path that came earlier for the same file."""
 
 
-def changes(lower: int | None, upper: int) -> Iterator[Change]:
-    """What `upper` changes on `lower`, the descriptors of two directories; everything if there is no `lower`."""
-    return _Walk().directory(lower, upper, path=b"", parents=[])
+def changes(
+    lower: int | None, upper: int, *, only: int | None = None, opaque: frozenset[bytes] = frozenset()
+) -> Iterator[Change]:
+    """What `upper` changes on `lower`, the descriptors of two directories; everything if there is no `lower`.
+
+    `only` is a directory that has, at its path, whatever may differ, in whatever form; below the paths in `opaque`
+    anything may.
+    """
+    return _Walk(opaque).directory(_Trees(lower, upper, only), path=b"", parents=[])
+
+
+class _Trees(NamedTuple):
+    """Descriptors of one directory in each tree."""
+
+    lower: int | None
+    upper: int
+    only: int | None
+    """None: every name is looked at."""
+
+    def names(self) -> tuple[Names, Names]:
+        """What is in `lower` and in `upper`."""
+        if self.only is None:
+            return _names(self.lower) if self.lower is not None else {}, _names(self.upper)
+        assert self.lower is not None
+        names = os.listdir(self.only)
+        return _names(self.lower, among=names), _names(self.upper, among=names)
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, opaque: frozenset[bytes]) -> None:
+        self._opaque = opaque
         self._written: dict[Inode, bytes] = {}
         self._unchanged: dict[Inode, list[bytes]] = {}
 
-    def directory(self, lower: int | None, upper: int, *, path: bytes, parents: list[Change]) -> Iterator[Change]:
+    def directory(self, trees: _Trees, *, path: bytes, parents: list[Change]) -> Iterator[Change]:
         """`parents` are directories on the way here that are not written yet: they are, before the first change."""
         if path.count(b"/") > _MAX_DEPTH:
             raise InvalidArgument(f"{shown(path)} is too deep a directory for a layer")
-        old = _names(lower) if lower is not None else {}
-        new = _names(upper)
+        lower, upper, _ = trees
+        old, new = trees.names()
         for name in sorted(old.keys() | new.keys()):
             here = path + b"/" + name if path else name
             status, before = new.get(name), old.get(name)
@@ -63,33 +91,32 @@ class _Walk:
                 raise InvalidArgument(f"{shown(here)} can't be in a layer: its name is that of a whiteout")
             change = Change(here, status, upper, name)
             if stat.S_ISDIR(status.st_mode):
-                yield from self._subdirectory(lower, change, before=before, parents=parents)
+                yield from self._subdirectory(trees, change, before=before, parents=parents)
             elif lower is None or before is None or _differ(lower, upper, name, before=before, after=status):
                 yield from _with(parents, *self._file(change))
             elif status.st_nlink > 1:
                 yield from self._unchanged_link(change, parents)
 
     def _subdirectory(
-        self, lower: int | None, change: Change, *, before: os.stat_result | None, parents: list[Change]
+        self, trees: _Trees, change: Change, *, before: os.stat_result | None, parents: list[Change]
     ) -> Iterator[Change]:
+        lower, name = trees.lower, change.name
         assert change.status is not None
         if before is not None and os.path.samestat(before, change.status):
             return
         both = lower is not None and before is not None and stat.S_ISDIR(before.st_mode)
         below = [*parents, change]
-        if not both or _metadata(lower, change.name, before) != _metadata(change.directory, change.name, change.status):
+        if not both or _metadata(lower, name, before) != _metadata(change.directory, name, change.status):
             yield from _with(parents, change)
             below = []
-        upper = os.open(change.name, _DIRECTORY, dir_fd=change.directory)
-        deeper = None
-        try:
-            if both:
-                deeper = os.open(change.name, _DIRECTORY, dir_fd=lower)
-            yield from self.directory(deeper, upper, path=change.path, parents=below)
-        finally:
-            os.close(upper)
-            if deeper is not None:
-                os.close(deeper)
+        told = both and change.path not in self._opaque
+        with contextlib.ExitStack() as stack:
+            opened = _Trees(
+                lower=_opened(stack, lower, name) if lower is not None and both else None,
+                upper=_opened(stack, trees.upper, name),
+                only=None if trees.only is None or not told else _opened(stack, trees.only, name),
+            )
+            yield from self.directory(opened, path=change.path, parents=below)
         if not below:
             # Something below was written, and with it every directory on the way.
             parents.clear()
@@ -125,8 +152,23 @@ def _with(parents: list[Change], *found: Change) -> Iterator[Change]:
     yield from found
 
 
-def _names(directory: int) -> Names:
-    return {os.fsencode(name): os.lstat(name, dir_fd=directory) for name in os.listdir(directory)}
+def _opened(stack: contextlib.ExitStack, directory: int, name: bytes) -> int:
+    descriptor = os.open(name, _DIRECTORY, dir_fd=directory)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _names(directory: int, *, among: Iterable[str] | None = None) -> Names:
+    """What is in the directory. A whiteout is nothing: a lone layer, which nobody lays over another, may have some."""
+    found: Names = {}
+    for name in os.listdir(directory) if among is None else among:
+        try:
+            status = os.lstat(name, dir_fd=directory)
+        except FileNotFoundError:
+            continue
+        if not is_whiteout(status):
+            found[os.fsencode(name)] = status
+    return found
 
 
 def attributes(directory: int, name: bytes) -> dict[bytes, bytes]:

@@ -28,6 +28,8 @@ class Written(NamedTuple):
     """Bytes."""
     uncompressed: Digest
     """The diff id."""
+    whole: bool
+    """Whether both trees were walked whole, rather than an overlay's upper directory."""
 
 
 async def apply(
@@ -98,6 +100,8 @@ async def diff(
 ) -> Written:
     """Write what `upper` changes on `lower` as a layer to the descriptor `output`.
 
+    Where `upper` is the overlay of `lower` and one directory more, that directory tells where to look.
+
     Raises:
         Unimplemented: no layer of this media type can be made.
         Aborted: a file changed meanwhile, or the reader of `output` went away.
@@ -113,7 +117,7 @@ async def diff(
         "source_date_epoch": None if source_date_epoch is None else int(source_date_epoch.timestamp()) * 1_000_000_000,
     }
     result = await _run(request, descriptor=output, what="the difference of two trees", workers=workers)
-    return Written(Digest(result["digest"]), int(result["size"]), Digest(result["uncompressed"]))
+    return Written(Digest(result["digest"]), int(result["size"]), Digest(result["uncompressed"]), bool(result["whole"]))
 
 
 def _place(mounts: Sequence[Mount]) -> dict[str, Any]:

@@ -214,11 +214,28 @@ def _diff(request: dict[str, Any]) -> bytes:
 
     lower = os.open(_tree(request["lower"], "lower", options=("ro",)), _DIRECTORY) if request["lower"] else None
     upper = os.open(_tree(request["upper"], "upper", options=("ro",)), _DIRECTORY)
+    only, opaque = _changed(request["lower"], request["upper"])
     layer = LayerWriter(request["output"], kind=request["kind"], latest=request["source_date_epoch"])
     if os.geteuid() == 0:
         confine.leave_network()
         confine.keep_capabilities(_COMPARER)
     _limit(Limits())
     seccomp.allow_only(_COMPARER_CALLS)
-    result = layer.write(changes(lower, upper))
-    return json.dumps(result).encode()
+    result = layer.write(changes(lower, upper, only=only, opaque=opaque))
+    return json.dumps({**result, "whole": only is None}).encode()
+
+
+def _changed(lower: Sequence[Sequence[Any]], upper: Sequence[Sequence[Any]]) -> tuple[int | None, frozenset[bytes]]:
+    """A descriptor of the directory that has every change in it, and what is opaque there; None if there is none."""
+    from carina.layer import upperdir
+
+    path = upperdir.difference(lower, upper)
+    if not path:
+        return None, frozenset()
+    # As overlayfs sees it: without what may be mounted below. Where nothing can be mounted, nothing was up to here.
+    only = os.open(_tree([("bind", path, "", ["bind"])], "only", options=("ro",)), _DIRECTORY)
+    opaque = upperdir.opaque(only, user_attributes="userxattr" in upper[0][3])
+    if opaque is None:
+        os.close(only)
+        return None, frozenset()
+    return only, opaque
