@@ -11,6 +11,7 @@ ROUTES: Final[Mapping[str, str]] = MappingProxyType(
         "carina.content.v1.Lane": "metadatad",
         "carina.events.v1.Log": "metadatad",
         "carina.gc.v1.GC": "metadatad",
+        "carina.images.v1.Referrers": "imaged",
         "carina.plugins.v1.Plugins": "metadatad",
         "containerd.services.containers.v1.Containers": "metadatad",
         "containerd.services.content.v1.Content": "metadatad",

@@ -33,7 +33,7 @@ from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
 from carina.snapshots.client import RemoteSnapshotter
 from carina.transfer import Transfer
-from carina.transfer.server import StreamingService, TransferService
+from carina.transfer.server import ReferrersService, StreamingService, TransferService
 from carina.transfer.streams import Streams
 from imaged.config import Config
 from imaged.differ import LocalDiffer
@@ -67,6 +67,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         handlers = [
             TransferService(transfers, streams),
             StreamingService(streams),
+            ReferrersService(transfers, streams),
             DiffService(differ),
             IntrospectionService(),
         ]

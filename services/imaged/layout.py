@@ -17,6 +17,7 @@ from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import DataLoss, InvalidArgument, NotFound, Unavailable, Unimplemented
 from carina.images import manifest
+from carina.images.manifest import Entry
 from carina.reference import Reference
 from imaged.sources import Destination, Source
 
@@ -64,7 +65,7 @@ class Layout:
     def destination(self, store: ContentStore) -> Destination:
         raise Unimplemented(f"pushing into {self.name}; exporting makes layouts")
 
-    async def referrers(self, digest: Digest, artifact_type: str = "") -> list[Descriptor]:
+    async def referrers(self, digest: Digest, artifact_type: str = "") -> list[Entry]:
         found = []
         for one in (await in_thread(self._entries))[:MAX_REFERRERS]:
             entry = one.descriptor
@@ -75,7 +76,7 @@ class Layout:
             if isinstance(subject, dict) and subject.get("digest") == digest:
                 kind = document.get("artifactType") or document.get("config", {}).get("mediaType", "")
                 if artifact_type in ("", kind):
-                    found.append(entry)
+                    found.append(Entry(descriptor=entry, artifact_type=str(kind)))
         return found
 
     def distrust(self, descriptor: Descriptor) -> bool:

@@ -11,7 +11,7 @@ from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import CarinaError, DataLoss, InvalidArgument, NotFound
 from carina.images import manifest
-from carina.images.manifest import Index
+from carina.images.manifest import Entry, Index
 from imaged.failures import FAILURES, broken
 from imaged.hosts import Host
 from imaged.patience import Transient, patiently
@@ -21,7 +21,7 @@ MAX_PAGES: Final = 32
 MAX_FOUND: Final = 10_000
 
 
-async def referrers(repository: Repository, digest: Digest, artifact_type: str = "") -> list[Descriptor]:
+async def referrers(repository: Repository, digest: Digest, artifact_type: str = "") -> list[Entry]:
     """Those of one type, or all; none where the registry knows of none.
 
     Raises:
@@ -37,13 +37,11 @@ async def referrers(repository: Repository, digest: Digest, artifact_type: str =
     raise AssertionError("unreachable")
 
 
-async def _of(
-    repository: Repository, host: Host, hosts: list[Host], digest: Digest, artifact_type: str
-) -> list[Descriptor]:
+async def _of(repository: Repository, host: Host, hosts: list[Host], digest: Digest, artifact_type: str) -> list[Entry]:
     url = repository.url(host, "referrers", digest)
     if artifact_type:
         url += f"{'&' if '?' in url else '?'}artifactType={quote(artifact_type, safe='')}"
-    found: list[Descriptor] = []
+    found: list[Entry] = []
     for _ in range(MAX_PAGES):
         try:
             page, following = await patiently(repository.patience(host, hosts), partial(_page, repository, host, url))
@@ -53,9 +51,7 @@ async def _of(
                 page, following = await _page(repository, host, tagged)
             except NotFound:
                 return found
-        found += [
-            entry.descriptor for entry in page.manifests if artifact_type in ("", entry.artifact_type or artifact_type)
-        ]
+        found += [entry for entry in page.manifests if artifact_type in ("", entry.artifact_type or artifact_type)]
         if not following or len(found) > MAX_FOUND:
             break
         url = repository.target(url, following, host)

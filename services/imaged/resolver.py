@@ -11,6 +11,7 @@ from carina.descriptor import Descriptor
 from carina.digest import Digest
 from carina.errors import CarinaError, InvalidArgument
 from carina.images import manifest
+from carina.images.manifest import Entry
 from carina.reference import Reference
 from imaged.failures import FAILURES, broken
 from imaged.fetcher import Fetcher, Pace
@@ -50,7 +51,7 @@ class RegistryResolver:
     def destination(self, store: ContentStore) -> Destination:
         return Pusher(self._repository, store)
 
-    async def referrers(self, digest: Digest, artifact_type: str = "") -> list[Descriptor]:
+    async def referrers(self, digest: Digest, artifact_type: str = "") -> list[Entry]:
         return await referrers(self._repository, digest, artifact_type)
 
 

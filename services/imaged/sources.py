@@ -11,6 +11,7 @@ from typing import Protocol
 from carina.content import ContentStore
 from carina.descriptor import Descriptor
 from carina.digest import Digest
+from carina.images.manifest import Entry
 from carina.reference import Reference
 
 Moved = Callable[[int], None]
@@ -78,5 +79,5 @@ class Resolver(Protocol):
     def destination(self, store: ContentStore) -> Destination:
         """Where content of `store` goes. Raises Unimplemented where nothing can be put."""
 
-    async def referrers(self, digest: Digest, artifact_type: str = "") -> list[Descriptor]:
+    async def referrers(self, digest: Digest, artifact_type: str = "") -> list[Entry]:
         """The manifests that refer to content (signatures, lists of parts), of one type or all."""

@@ -11,11 +11,12 @@ import aiohttp
 
 from carina import context
 from carina.aio.threads import in_thread
+from carina.descriptor import Descriptor
 from carina.errors import PermissionDenied
 from carina.leases import Resource
 from carina.platforms import Platform
 from carina.reference import Reference
-from carina.transfer import ANONYMOUS, Access, OnProgress, Store, Transfer
+from carina.transfer import ANONYMOUS, Access, OnProgress, Referrer, Store, Transfer
 from imaged.archive import load
 from imaged.auth import Authorizer
 from imaged.export import save
@@ -85,6 +86,16 @@ class Transfers(Transfer):
         with context.no_deadline():
             async with self._repository(parsed, access, actions="pull,push") as repository:
                 await push(self.stores, RegistryResolver(repository, self.stores.pace), source, tracker=tracker)
+
+    async def referrers(
+        self, reference: str, *, artifact_type: str = "", access: Access = ANONYMOUS
+    ) -> tuple[Descriptor, Sequence[Referrer]]:
+        parsed = Reference.parse(reference)
+        async with self._repository(parsed, access) as repository:
+            resolver = RegistryResolver(repository)
+            subject = await resolver.resolve()
+            found = await resolver.referrers(subject.digest, artifact_type)
+        return subject, [Referrer(descriptor=one.descriptor, artifact_type=one.artifact_type) for one in found]
 
     async def tag(self, name: str, into: Store) -> None:
         async with lease(self.stores.leases) as held:

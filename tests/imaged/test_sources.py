@@ -104,8 +104,8 @@ async def test_referrers_are_listed_page_by_page(resolver: RegistryResolver, hos
     everything = await resolver.referrers(digest)
     some = await resolver.referrers(digest, "a/two")
 
-    assert [found.digest for found in everything] == [one.digest, two.digest]
-    assert [found.digest for found in some] == [two.digest]
+    assert [found.descriptor.digest for found in everything] == [one.digest, two.digest]
+    assert [found.descriptor.digest for found in some] == [two.digest]
     assert hostile.requests[0].path == f"/v2/some/image/referrers/{image.digest}"
     assert hostile.requests[2].query["artifactType"] == "a/two"
 
@@ -123,7 +123,7 @@ async def test_without_a_listing_the_tag_is_looked_at(
     assert await resolver.referrers(digest) == []
     one = signature(image, "a/one")
     hostile.objects[f"sha256-{digest.hex}"] = (OCI_INDEX, listing(one))
-    assert [found.digest for found in await resolver.referrers(digest)] == [one.digest]
+    assert [found.descriptor.digest for found in await resolver.referrers(digest)] == [one.digest]
 
 
 @pytest.mark.parametrize("document", [{"schemaVersion": 2, "manifests": [{"digest": "x"}]}, [], {"manifests": 5}])

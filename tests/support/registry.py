@@ -107,10 +107,14 @@ class Registry:
             self._push_blob(repository, blob)
         for manifest in image.manifests:
             name = tag if manifest.digest == image.digest else manifest.digest
-            headers = {"Content-Type": manifest.media_type}
-            status, _, body = self._ask("PUT", f"/v2/{repository}/manifests/{name}", manifest.data, headers)
-            assert status == 201, (status, body)
+            self.push_document(repository, name, manifest)
         return self.reference(repository, tag)
+
+    def push_document(self, repository: str, name: str, document: Blob) -> None:
+        """Put a manifest or index under a tag or digest; what it names is there."""
+        headers = {"Content-Type": document.media_type}
+        status, _, body = self._ask("PUT", f"/v2/{repository}/manifests/{name}", document.data, headers)
+        assert status == 201, (status, body)
 
     def _push_blob(self, repository: str, blob: Blob) -> None:
         status, headers, body = self._ask("POST", f"/v2/{repository}/blobs/uploads/")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from carina.cli import output
+from carina.cli.referrers import referrers
 from carina.cli.target import Target
 from carina.cli.usage import usage
 from carina.images import Image
@@ -27,6 +28,7 @@ def images() -> None:
 
 
 images.add_command(usage, "usage")
+images.add_command(referrers, "referrers")
 
 
 @images.command("ls")

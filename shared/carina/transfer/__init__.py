@@ -95,6 +95,14 @@ class Store:
     unpacks: tuple[Unpack, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Referrer:
+    """A manifest that refers to another one: a signature, a list of parts."""
+
+    descriptor: Descriptor
+    artifact_type: str = ""
+
+
 class Transfer(Protocol):
     """Transfers in the call's namespace (`carina.context`). They last as long as their work."""
 
@@ -144,6 +152,17 @@ class Transfer(Protocol):
             Unavailable: the registry can't be reached, or refuses what it gets.
             Unauthenticated, PermissionDenied: it refuses access.
             ResourceExhausted: it limits requests.
+        """
+
+    async def referrers(
+        self, reference: str, *, artifact_type: str = "", access: Access = ANONYMOUS
+    ) -> tuple[Descriptor, Sequence[Referrer]]:
+        """What a registry has under a reference, and what refers to that there, of one type or all.
+
+        Raises:
+            NotFound: the registry has no such repository, tag or digest. No referrers are no error.
+            InvalidArgument: the reference is not complete, or what the registry answers is no list of referrers.
+            Unavailable, Unauthenticated, PermissionDenied, ResourceExhausted: as `fetch`.
         """
 
     async def tag(self, name: str, into: Store) -> None:

@@ -11,8 +11,10 @@ import betterproto2
 from grpclib.const import Cardinality
 
 from carina import context
+from carina.api.carina.images.v1 import ListReferrersRequest, ReferrersStub
 from carina.api.containerd.services.streaming.v1 import StreamInit
 from carina.api.containerd.services.transfer.v1 import TransferOptions, TransferRequest, TransferStub
+from carina.api.containerd.types import Descriptor as WireDescriptor
 from carina.api.containerd.types import Platform as WirePlatform
 from carina.api.containerd.types import transfer as wire
 from carina.api.google.protobuf import Any as WireAny
@@ -22,7 +24,17 @@ from carina.errors import CarinaError, Unavailable
 from carina.platforms import Platform
 from carina.rpc.client import Channel
 from carina.rpc.codec import decode, encode
-from carina.transfer import ANONYMOUS, OCI_ARCHIVE, Access, CredentialSource, OnProgress, Progress, Store, Transfer
+from carina.transfer import (
+    ANONYMOUS,
+    OCI_ARCHIVE,
+    Access,
+    CredentialSource,
+    OnProgress,
+    Progress,
+    Referrer,
+    Store,
+    Transfer,
+)
 from carina.transfer.server import receive, send
 from carina.transfer.streams import Item, Stream
 
@@ -40,18 +52,32 @@ class RemoteTransfer(Transfer):
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._transfer = TransferStub(channel)
+        self._referrers = ReferrersStub(channel)
 
     async def fetch(
         self, reference: str, into: Store, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
     ) -> None:
         async with self._registry(reference, access) as registry:
-            await self._call(registry, _any("ImageStore", _store(into)), on_progress)
+            await self._call(_any("OCIRegistry", registry), _any("ImageStore", _store(into)), on_progress)
 
     async def push(
         self, source: Store, reference: str, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
     ) -> None:
         async with self._registry(reference, access) as registry:
-            await self._call(_any("ImageStore", _store(source)), registry, on_progress)
+            await self._call(_any("ImageStore", _store(source)), _any("OCIRegistry", registry), on_progress)
+
+    async def referrers(
+        self, reference: str, *, artifact_type: str = "", access: Access = ANONYMOUS
+    ) -> tuple[Descriptor, Sequence[Referrer]]:
+        async with self._registry(reference, access) as registry:
+            request = ListReferrersRequest(registry=registry, artifact_type=artifact_type)
+            with context.deadline(STALL_SECONDS):
+                answer = await self._referrers.list(request)
+        found = [
+            Referrer(descriptor=_descriptor(one.descriptor), artifact_type=one.artifact_type)
+            for one in answer.referrers
+        ]
+        return _descriptor(answer.subject), found
 
     async def tag(self, name: str, into: Store) -> None:
         source = _any("ImageStore", wire.ImageStore(name=name))
@@ -100,7 +126,7 @@ class RemoteTransfer(Transfer):
                 await asyncio.wait([saving])
 
     @contextlib.asynccontextmanager
-    async def _registry(self, reference: str, access: Access) -> AsyncIterator[WireAny]:
+    async def _registry(self, reference: str, access: Access) -> AsyncIterator[wire.OciRegistry]:
         """A registry as an end of a transfer, with a stream beside it that gives credentials."""
         async with contextlib.AsyncExitStack() as stack:
             resolver = wire.RegistryResolver(
@@ -112,7 +138,7 @@ class RemoteTransfer(Transfer):
                 stream = await stack.enter_async_context(self._stream("creds"))
                 resolver.auth_stream = stream.id
                 await stack.enter_async_context(_beside(_answer(stream, access.credentials), "credentials"))
-            yield _any("OCIRegistry", wire.OciRegistry(reference=reference, resolver=resolver))
+            yield wire.OciRegistry(reference=reference, resolver=resolver)
 
     async def _call(self, source: WireAny, destination: WireAny, on_progress: OnProgress | None) -> None:
         request = TransferRequest(source=source, destination=destination)
@@ -271,20 +297,22 @@ def _platform(platform: Platform) -> WirePlatform:
     )
 
 
+def _descriptor(message: WireDescriptor | None) -> Descriptor:
+    message = message or WireDescriptor()
+    return Descriptor(
+        media_type=message.media_type,
+        digest=Digest(message.digest),
+        size=message.size,
+        annotations=dict(message.annotations),
+    )
+
+
 def _progress(message: wire.Progress) -> Progress:
-    descriptor = None
-    if message.desc is not None and message.desc.digest:
-        descriptor = Descriptor(
-            media_type=message.desc.media_type,
-            digest=Digest(message.desc.digest),
-            size=message.desc.size,
-            annotations=dict(message.desc.annotations),
-        )
     return Progress(
         event=message.event,
         name=message.name,
         parents=tuple(message.parents),
         progress=message.progress,
         total=message.total,
-        descriptor=descriptor,
+        descriptor=_descriptor(message.desc) if message.desc is not None and message.desc.digest else None,
     )

@@ -10,6 +10,8 @@ import grpclib.server
 from grpclib.const import Cardinality, Handler
 
 from carina import context
+from carina.api.carina.images.v1 import ListReferrersRequest, ListReferrersResponse, ReferrersBase
+from carina.api.carina.images.v1 import Referrer as WireReferrer
 from carina.api.containerd.services.streaming.v1 import StreamingBase, StreamInit
 from carina.api.containerd.services.transfer.v1 import TransferBase, TransferRequest
 from carina.api.containerd.types import Descriptor as WireDescriptor
@@ -17,6 +19,7 @@ from carina.api.containerd.types import Platform as WirePlatform
 from carina.api.containerd.types import transfer as wire
 from carina.api.google.protobuf import Any as WireAny
 from carina.api.google.protobuf import Empty
+from carina.descriptor import Descriptor
 from carina.errors import DeadlineExceeded, InvalidArgument, Unimplemented
 from carina.platforms import Platform, host
 from carina.rpc.codec import decode, encode
@@ -74,12 +77,12 @@ class TransferService(TransferBase):
             case "OCIRegistry", "ImageStore":
                 registry = decode(wire.OciRegistry, source.value)
                 into = _store(decode(wire.ImageStore, destination.value))
-                access = self._access(registry, namespace)
+                access = _access(registry, self._streams, namespace)
                 await self._transfer.fetch(registry.reference, into, access=access, on_progress=on_progress)
             case "ImageStore", "OCIRegistry":
                 registry = decode(wire.OciRegistry, destination.value)
                 stored = _store(decode(wire.ImageStore, source.value))
-                access = self._access(registry, namespace)
+                access = _access(registry, self._streams, namespace)
                 await self._transfer.push(stored, registry.reference, access=access, on_progress=on_progress)
             case "ImageStore", "ImageStore":
                 name = decode(wire.ImageStore, source.value).name
@@ -121,18 +124,26 @@ class TransferService(TransferBase):
         )
         await send(saved, self._streams.get(namespace, export.stream))
 
-    def _access(self, registry: wire.OciRegistry, namespace: str) -> Access:
-        resolver = registry.resolver
-        if resolver is None:
-            return Access()
-        credentials = None
-        if resolver.auth_stream:
-            credentials = _asks(self._streams.get(namespace, resolver.auth_stream), registry.reference)
-        return Access(
-            scheme=resolver.default_scheme,
-            headers=dict(resolver.headers),
-            host_dir=resolver.host_dir,
-            credentials=credentials,
+
+class ReferrersService(ReferrersBase):
+    """Serves a `Transfer`'s referrers; credentials come over a stream, as for its transfers."""
+
+    def __init__(self, transfer: Transfer, streams: Streams) -> None:
+        self._transfer = transfer
+        self._streams = streams
+
+    async def list(self, message: ListReferrersRequest) -> ListReferrersResponse:
+        if message.registry is None:
+            raise InvalidArgument("no registry is named")
+        access = _access(message.registry, self._streams, context.namespace())
+        subject, found = await self._transfer.referrers(
+            message.registry.reference, artifact_type=message.artifact_type, access=access
+        )
+        return ListReferrersResponse(
+            subject=_descriptor(subject),
+            referrers=[
+                WireReferrer(descriptor=_descriptor(one.descriptor), artifact_type=one.artifact_type) for one in found
+            ],
         )
 
 
@@ -231,6 +242,21 @@ async def _stall(stream: Stream) -> AsyncIterator[None]:
         raise DeadlineExceeded(f"stream {stream.id}: nothing came for {STALL_SECONDS:.0f} s") from error
 
 
+def _access(registry: wire.OciRegistry, streams: Streams, namespace: str) -> Access:
+    resolver = registry.resolver
+    if resolver is None:
+        return Access()
+    credentials = None
+    if resolver.auth_stream:
+        credentials = _asks(streams.get(namespace, resolver.auth_stream), registry.reference)
+    return Access(
+        scheme=resolver.default_scheme,
+        headers=dict(resolver.headers),
+        host_dir=resolver.host_dir,
+        credentials=credentials,
+    )
+
+
 def _asks(stream: Stream, reference: str) -> CredentialSource:
     """Credentials from the client, over the stream that it opened for that."""
     lock = asyncio.Lock()
@@ -302,18 +328,18 @@ def _item(name: str, message: betterproto2.Message) -> Item:
     return Item(f"containerd.types.transfer.{name}", encode(message))
 
 
+def _descriptor(one: Descriptor) -> WireDescriptor:
+    return WireDescriptor(
+        media_type=one.media_type, digest=str(one.digest), size=one.size, annotations=dict(one.annotations)
+    )
+
+
 def _progress(progress: Progress) -> wire.Progress:
-    desc = None
-    if progress.descriptor:
-        one = progress.descriptor
-        desc = WireDescriptor(
-            media_type=one.media_type, digest=str(one.digest), size=one.size, annotations=dict(one.annotations)
-        )
     return wire.Progress(
         event=progress.event,
         name=progress.name,
         parents=list(progress.parents),
         progress=progress.progress,
         total=progress.total,
-        desc=desc,
+        desc=_descriptor(progress.descriptor) if progress.descriptor else None,
     )
