@@ -222,8 +222,12 @@ async def test_a_cancelled_pull_is_gone_on_with(world: World, store: Path) -> No
             had = len(world.content.ingests[f"layer-{BIG.blob.digest}"])
             before = slow.received
             await fetch(world.transfers(), reference)
+            await fetch(world.transfers(), reference)
+        last, known = registry.served(BIG.blob.digest)[-1], len(registry.served(BIG.blob.digest))
 
     assert had > BIG.blob.size // 4
+    assert last == (206, BIG.blob.size - had)
+    assert known == 2
     assert slow.received - before < BIG.blob.size - had + 100_000
     assert world.leases.leases == {}
 

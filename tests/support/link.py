@@ -13,12 +13,15 @@ CHUNK = 16 * 1024
 @dataclass
 class Link:
     """Relays connections to a port. What goes to clients is delayed by `delay` seconds, and limited to `rate` bytes
-    a second on each connection."""
+    a second on each connection; what comes from them, to `up_rate`."""
 
     target: int
     delay: float = 0.0
     rate: float = 0.0
+    up_rate: float = 0.0
     port: int = 0
+    sent: int = 0
+    """Bytes that clients sent."""
     received: int = 0
     """Bytes that clients were sent."""
     connections: int = 0
@@ -54,10 +57,16 @@ class Link:
                 one.transport.abort()
 
     async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        free = loop.time()
         while data := await reader.read(CHUNK):
+            if self.up_rate:
+                free = max(free, loop.time() - 0.05) + len(data) / self.up_rate
+                await asyncio.sleep(max(0.0, free - loop.time()))
             await asyncio.sleep(self.delay)
             writer.write(data)
             await writer.drain()
+            self.sent += len(data)
         writer.close()
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -76,9 +85,9 @@ class Link:
 
 
 @contextlib.asynccontextmanager
-async def link(target: int, *, delay: float = 0.0, rate: float = 0.0) -> AsyncIterator[Link]:
+async def link(target: int, *, delay: float = 0.0, rate: float = 0.0, up_rate: float = 0.0) -> AsyncIterator[Link]:
     """A link to a port of this machine, for the time of the block."""
-    made = Link(target=target, delay=delay, rate=rate)
+    made = Link(target=target, delay=delay, rate=rate, up_rate=up_rate)
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
     try:
@@ -90,12 +99,12 @@ async def link(target: int, *, delay: float = 0.0, rate: float = 0.0) -> AsyncIt
 
 
 @contextlib.contextmanager
-def threaded_link(target: int, *, delay: float = 0.0, rate: float = 0.0) -> Iterator[Link]:
+def threaded_link(target: int, *, delay: float = 0.0, rate: float = 0.0, up_rate: float = 0.0) -> Iterator[Link]:
     """The same beside code that blocks: on a thread of its own."""
     ready: queue.Queue[tuple[Link, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
 
     async def run() -> None:
-        async with link(target, delay=delay, rate=rate) as made:
+        async with link(target, delay=delay, rate=rate, up_rate=up_rate) as made:
             over = asyncio.Event()
             ready.put((made, asyncio.get_running_loop(), over))
             await over.wait()

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -54,7 +55,7 @@ class Registry:
         self._directory.mkdir(parents=True, exist_ok=True)
         config = {
             "version": 0.1,
-            "log": {"level": "error", "accesslog": {"disabled": True}},
+            "log": {"level": "error"},
             "storage": {"filesystem": {"rootdirectory": str(self._directory / "store")}, "delete": {"enabled": True}},
             "http": {
                 "addr": f"127.0.0.1:{self.port}",
@@ -65,7 +66,7 @@ class Registry:
         }
         path = self._directory / f"config-{self.port}.yml"
         path.write_text(json.dumps(config))  # JSON is YAML
-        with (self._directory / "log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [BINARY, "serve", path], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -99,7 +100,24 @@ class Registry:
                 return
             except OSError:
                 time.sleep(0.02)
-        raise RuntimeError(f"docker-registry does not come up: {(self._directory / 'log').read_text()[-2000:]}")
+        raise RuntimeError(f"docker-registry does not come up: {self._log.read_text()[-2000:]}")
+
+    @property
+    def _log(self) -> Path:
+        return self._directory / f"log-{self.port}"
+
+    def served(self, digest: str) -> list[tuple[int, int]]:
+        """Status and bytes of each request for a blob that has been answered so far, as the registry's log has them."""
+        found = re.findall(rf'"GET /v2/\S+/blobs/{digest} HTTP/1.1" (\d+) (\d+)', self._log.read_text())
+        return [(int(status), int(size)) for status, size in found]
+
+    def uploaded(self, digest: str) -> int:
+        """How many uploads of a blob have been completed, as the registry's log has them."""
+        return len(
+            re.findall(
+                rf'"PUT /v2/\S+digest={digest.replace(":", "(?::|%3A)")}\S* HTTP/1.1" 201 ', self._log.read_text()
+            )
+        )
 
     def push(self, repository: str, tag: str, image: Image) -> str:
         """Put an image into the registry and return its reference."""

@@ -71,9 +71,10 @@ def test_a_pull_goes_on_where_ctrl_c_stopped_it(constellation: Constellation, sl
 def test_a_pull_goes_on_after_imaged_was_killed(constellation: Constellation, slow: Link) -> None:
     """A pull fails with one sentence when imaged is killed; the next one fetches what was missing."""
     reference = f"{slow.host}/test/interrupted:1"
-    pulling = begin(constellation, reference, slow)
+    # Asked before: on a slow machine the pull could be over by the answer.
     killed = imaged(constellation)
     assert killed
+    pulling = begin(constellation, reference, slow)
     os.kill(killed, signal.SIGKILL)
 
     assert "Traceback" not in ended(pulling)

@@ -19,8 +19,9 @@ def _signed(registry: Registry, repository: str) -> tuple[Image, list[dict[str, 
     made = image.build(layers=[image.layer(image.tar({"f": b"1"}))])
     registry.push(repository, "1", made)
     entries: list[dict[str, object]] = []
+    assert made.config is not None
     for kind in ("application/test.signature", "application/test.parts"):
-        document = {
+        document: dict[str, object] = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
             "artifactType": kind,
