@@ -11,6 +11,8 @@ from pathlib import Path
 
 from bench import peers
 from bench.client import client
+from bench.diff import diffs
+from bench.images import images
 from bench.latency import concurrency, restarts
 from bench.peers import Carina, Containerd, Peer, command, timed
 from bench.shims import shims
@@ -192,6 +194,8 @@ def parts_of_one(report: Report, wanted: set[str]) -> None:
             "pull": lambda: pulling(report, carina, containerd, registry),
             "snapshots": lambda: snapshots(report),
             "unpack": lambda: unpacking(report, registry),
+            "images": lambda: images(report, registry),
+            "diff": lambda: diffs(report, registry),
         }
         for name, part in parts.items():
             if not wanted or name in wanted:
