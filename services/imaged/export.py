@@ -16,7 +16,7 @@ from carina.platforms import Matcher, Platform, host
 from carina.transfer import Store
 from imaged.archive import IMAGE_NAME, REF_NAME, described
 from imaged.blobs import chunks
-from imaged.fetch import Wish, choose, read_blob
+from imaged.fetch import MAX_DOCUMENTS, Wish, choose, read_blob
 from imaged.ingest import CALL_SECONDS
 from imaged.progress import Tracker
 from imaged.pull import Stores
@@ -77,9 +77,27 @@ class _Export:
         self._wish = wish
         self._name = name
         self._images: list[tuple[Platform, Descriptor, tuple[Descriptor, ...]]] = []
+        self._walked: dict[Digest, NotFound | None] = {}
+        """With what was missing below it."""
         self.blobs: dict[Digest, Descriptor] = {}
 
     async def walk(self, descriptor: Descriptor, depth: int) -> None:
+        """Once for each document: few small indexes could name billions of descriptors."""
+        if descriptor.digest in self._walked:
+            known = self._walked[descriptor.digest]
+            if known is not None:
+                raise known
+            return
+        if len(self._walked) >= MAX_DOCUMENTS:
+            raise InvalidArgument(f"image {self._name}: there are too many manifests")
+        self._walked[descriptor.digest] = None
+        try:
+            await self._walk(descriptor, depth)
+        except NotFound as error:
+            self._walked[descriptor.digest] = error
+            raise
+
+    async def _walk(self, descriptor: Descriptor, depth: int) -> None:
         data = await read_blob(self._store, descriptor)
         if data is None:
             raise NotFound(f"image {self._name}: content {descriptor.digest} is not there")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from carina.digest import Digest
 from carina.errors import CarinaError, DataLoss, InvalidArgument, NotFound
 from carina.platforms import Platform
 from carina.transfer import ExtraReference, Store, Unpack
@@ -128,6 +129,28 @@ async def test_an_archive_names_only_what_it_may(world: World, tmp_path: Path) -
     assert world.images.images == {}
 
 
+def both(files: dict[str, bytes | str]) -> dict[str, bytes | str]:
+    """The layout with a manifest that is an index as well."""
+    index = json.loads(files["index.json"])
+    entry = index["manifests"][0]
+    document = json.loads(files[f"blobs/sha256/{entry['digest'].removeprefix('sha256:')}"])
+    data = json.dumps({"config": {}, "layers": [], "manifests": []} | document).encode()
+    digest = Digest.of(data)
+    entry |= {"digest": digest, "size": len(data)}
+    return {**files, f"blobs/sha256/{digest.hex}": data, "index.json": json.dumps(index).encode()}
+
+
+async def test_a_document_of_gigabytes_is_refused_by_its_header() -> None:
+    """What an archive says that a document has is not waited for, nor kept room for."""
+    for name in ("oci-layout", "index.json", "manifest.json"):
+        info = tarfile.TarInfo(name)
+        info.size = 10 << 30
+        world = World()
+        with pytest.raises(InvalidArgument):
+            await world.transfers().load(chunks(info.tobuf(tarfile.GNU_FORMAT) + bytes(100_000)), NAMED)
+        assert world.images.images == {}
+
+
 async def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
     """Wrong bytes, an early end, oversized documents, missing content and plain rubbish each end in an error."""
     files = layout(tmp_path)
@@ -139,6 +162,9 @@ async def test_archives_that_lie_are_refused(tmp_path: Path) -> None:
         (whole[: len(whole) // 2], InvalidArgument),
         (archive({**files, "index.json": b" " * (5 << 20)}), InvalidArgument),
         (archive({name: content for name, content in files.items() if name != blob}), NotFound),
+        (archive({**files, "oci-layout": b" " * (5 << 20)}), InvalidArgument),
+        (archive({**files, "manifest.json": b" " * (5 << 20)}), InvalidArgument),
+        (archive(both(files)), InvalidArgument),
         (archive({"a": b"b"}), InvalidArgument),
         (archive({**files, "n" * 5000: b"x"}), InvalidArgument),
         (b"rubbish" * 1000, InvalidArgument),

@@ -2,12 +2,16 @@
 
 import asyncio
 import gzip
+import io
 import json
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from carina.client.convert import Conversion, convert
 from carina.digest import Digest
 from carina.errors import (
     CarinaError,
@@ -23,6 +27,7 @@ from carina.platforms import Platform
 from carina.transfer import Access, Credentials, Store
 from support.image import OCI_INDEX, OCI_MANIFEST, Blob, Image, build, layer, tar
 from support.pulls import Answer, Hostile, World
+from support.uploads import Uploads
 
 HOST = Platform(os="linux", architecture="amd64")
 BIG = layer(tar({"big": bytes(range(256)) * 4096}), "")
@@ -365,6 +370,35 @@ async def test_indexes_nested_without_end_are_refused(world: World, hostile: Hos
 
     with pytest.raises(InvalidArgument, match="nested too deeply"):
         await pull(world, reference)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_indexes_that_fan_out_are_gone_through_once(world: World, hostile: Hostile, whole: bool) -> None:
+    """A few small indexes that name billions of images by repetition cost no more than they have documents, in a pull,
+    an export, a push and a conversion; also where their manifest is missing."""
+    manifests = [GOOD.root]
+    for _ in range(4):
+        entries = [manifests[-1].descriptor()] * 300
+        data = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+        manifests.append(Blob(media_type=OCI_INDEX, data=data))
+    image = Image(root=manifests[-1], manifests=tuple(manifests), blobs=GOOD.blobs)
+    reference = hostile.put(image)
+    if not whole:
+        world.put(reference, replace(image, manifests=image.manifests[1:]))
+        with pytest.raises(NotFound):
+            await anext(aiter(world.transfers().save(Store(name=reference))))
+        return
+
+    await pull(world, reference)
+    assert len(hostile.requests) < 20
+    archive = b"".join([chunk async for chunk in world.transfers().save(Store(name=reference))])
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert {f"blobs/sha256/{one.digest.removeprefix('sha256:')}" for one in manifests} <= set(tar.getnames())
+    async with Uploads() as uploads:
+        await world.transfers().push(Store(name=reference), uploads.reference)
+        assert uploads.manifests["latest"] == image.root.data
+    made = await convert(world.content, world.images.images[reference], Conversion(compression="none"))
+    assert made.digest in world.content.blobs
 
 
 async def test_a_tag_that_says_another_digest_than_asked_for_is_refused(world: World, hostile: Hostile) -> None:

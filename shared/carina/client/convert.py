@@ -63,6 +63,7 @@ class _Converter:
         self._name = name
         self._oci = wish.oci or wish.compression == "zstd"
         self._matcher = Matcher.exactly(*wish.platforms)
+        self._converted: dict[tuple[Digest, str], Descriptor] = {}
         self._turns = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def document(self, old: Descriptor, depth: int = 0) -> Descriptor:
@@ -95,7 +96,11 @@ class _Converter:
                 continue
             new = old
             if manifest.is_index(old.media_type) or manifest.is_manifest(old.media_type):
-                new = await self.document(old, depth + 1)
+                # Once: few small indexes could name billions of descriptors.
+                key = old.digest, old.media_type
+                if key not in self._converted:
+                    self._converted[key] = await self.document(old, depth + 1)
+                new = self._converted[key]
             changed = _replace(raw, old, new, labels, f"m.{at}") or changed
             entries.append(raw)
         if not entries:
