@@ -181,4 +181,6 @@ def _config(platform: str, layers: Sequence[Layer], run: Mapping[str, Any], *, d
 
 
 def _platform(text: str) -> dict[str, str]:
-    return dict(zip(("os", "architecture", "variant"), text.split("/"), strict=False))
+    """In the order of Go's programs, which write it so again when they convert an image."""
+    os, architecture, *variant = text.split("/")
+    return {"architecture": architecture, "os": os} | ({"variant": variant[0]} if variant else {})

@@ -13,6 +13,7 @@ import pytest
 from support import image
 from support.constellation import Constellation
 from support.content import containerd
+from support.layers import listing
 from support.registry import Registry
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(shutil.which("containerd") is None, reason="needs containerd")]
@@ -108,6 +109,78 @@ def test_an_import_leaves_the_same_records(
     assert [line[0] for line in expected[1]] == ["docker.io/foo/bar:2", "docker.io/library/busybox:1"]
     assert by_ctr == expected
     assert records(ours) == expected
+
+
+def test_an_import_of_a_layout_leaves_the_same_records(
+    constellation: Constellation, theirs: Ctr, ours: Ctr, tmp_path: Path
+) -> None:
+    """What skopeo writes, as an archive in OCI's form and in Docker's, under the names in it or a base name."""
+    made = image.build(layers=[image.layer(image.tar({"f": b"1" * 500}))], index=False)
+    source = made.write(tmp_path / "layout", "7")
+    for kind, name, options in (
+        ("oci-archive", "7", ("--base-name", "example.test/skopeo")),
+        ("docker-archive", "docker.io/library/skopeo:7", ()),
+    ):
+        archive = tmp_path / f"{kind}.tar"
+        command = ["skopeo", "copy", "-q", f"oci:{source}:7", f"{kind}:{archive}:{name}"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+        theirs("images", "import", *options, str(archive))
+        expected = records(theirs)
+        ours("images", "import", *options, str(archive))
+        by_ctr = records(ours)
+        clean(theirs, ours)
+        constellation.carina("import", *options, str(archive))
+
+        assert len(expected[1]) == 1
+        assert by_ctr == expected
+        assert records(ours) == expected
+        clean(ours)
+
+
+@pytest.mark.parametrize("option", ["--uncompress", "--oci"])
+def test_a_conversion_leaves_the_same_records(
+    constellation: Constellation, registry: Registry, theirs: Ctr, ours: Ctr, option: str
+) -> None:
+    """Documents, layers and labels of an image that was converted, by either client and on either server."""
+    reference = registry.push(f"same/converted{option}", "1", docker_image(("linux/amd64", "linux/arm64")))
+    name = "example.test/converted:1"
+    theirs("images", "pull", "--plain-http", reference)
+    theirs("images", "convert", option, "--platform", "linux/amd64", reference, name)
+    expected = records(theirs)
+    ours("images", "pull", "--plain-http", reference)
+    ours("images", "convert", option, "--platform", "linux/amd64", reference, name)
+    by_ctr = records(ours)
+    clean(theirs, ours)
+    constellation.carina("pull", reference)
+    constellation.carina("images", "convert", option, "--platform", "linux/amd64", reference, name)
+
+    assert by_ctr == expected
+    assert records(ours) == expected
+
+
+def test_a_mounted_image_is_the_same(
+    constellation: Constellation, registry: Registry, theirs: Ctr, ours: Ctr, tmp_path: Path
+) -> None:
+    """The tree below the directory, and the snapshot that holds it."""
+    reference = registry.push("same/mounted", "1", image.build(index=False))
+    target = tmp_path / "mounted"
+    target.mkdir()
+    found = []
+    for pull, mount, unmount, ctr in (
+        (theirs, theirs, theirs, theirs),
+        (ours, ours, ours, ours),
+        (ours, constellation.carina, constellation.carina, ours),
+    ):
+        pull("images", "pull", "--plain-http", reference)
+        mount("images", "mount", reference, str(target))
+        try:
+            found.append((listing(target), records(ctr)))
+        finally:
+            unmount("images", "unmount", "--rm", str(target))
+        clean(ctr)
+    assert found[1] == found[0]
+    assert found[2] == found[0]
 
 
 def test_an_export_and_a_push_say_the_same(
