@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from carina.aio.threads import in_thread
+from carina.descriptor import Descriptor
 from carina.platforms import Platform
-from carina.transfer import ANONYMOUS, Access, OnProgress, Store, Transfer
+from carina.transfer import ANONYMOUS, Access, OnProgress, Referrer, Store, Transfer
 
 
 class LaterTransfers(Transfer):
@@ -35,6 +36,11 @@ class LaterTransfers(Transfer):
         self, source: Store, reference: str, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
     ) -> None:
         await (await self._there()).push(source, reference, access=access, on_progress=on_progress)
+
+    async def referrers(
+        self, reference: str, *, artifact_type: str = "", access: Access = ANONYMOUS
+    ) -> tuple[Descriptor, Sequence[Referrer]]:
+        return await (await self._there()).referrers(reference, artifact_type=artifact_type, access=access)
 
     async def tag(self, name: str, into: Store) -> None:
         await (await self._there()).tag(name, into)

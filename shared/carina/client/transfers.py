@@ -8,10 +8,11 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
+from carina.descriptor import Descriptor
 from carina.errors import Unimplemented
 from carina.introspection import Introspection
 from carina.platforms import Platform
-from carina.transfer import ANONYMOUS, Access, OnProgress, Store, Transfer
+from carina.transfer import ANONYMOUS, Access, OnProgress, Referrer, Store, Transfer
 
 SERVICE = "type==io.containerd.grpc.v1,id==transfer"
 
@@ -45,6 +46,11 @@ class AvailableTransfer(Transfer):
         self, source: Store, reference: str, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
     ) -> None:
         await (await self.choose()).push(source, reference, access=access, on_progress=on_progress)
+
+    async def referrers(
+        self, reference: str, *, artifact_type: str = "", access: Access = ANONYMOUS
+    ) -> tuple[Descriptor, Sequence[Referrer]]:
+        return await (await self.choose()).referrers(reference, artifact_type=artifact_type, access=access)
 
     async def tag(self, name: str, into: Store) -> None:
         await (await self.choose()).tag(name, into)
