@@ -1,7 +1,7 @@
 """What is answered in another way to who may see some namespaces only: lists and events are cut to these."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from grpclib.const import Handler
 
@@ -20,10 +20,13 @@ from carina.api.containerd.types.transfer import OciRegistry
 from carina.api.google.protobuf import Any as WireAny
 from carina.api.google.protobuf import Empty
 from carina.errors import PermissionDenied
-from carina.rpc.codec import decode
+from carina.rpc.codec import decode, encode
 from gatewayd.upstream import Upstream
 
-REGISTRY = "containerd.types.transfer.OCIRegistry"
+_TYPES: Final = "containerd.types.transfer"
+REGISTRY: Final = f"{_TYPES}.OCIRegistry"
+HARMLESS: Final = {f"{_TYPES}.{kind}" for kind in ("ImageStore", "ImageImportStream", "ImageExportStream")}
+"""What a transfer may come from or go to that names neither a host nor a path."""
 
 
 def _only(handlers: dict[str, Handler], *methods: str) -> dict[str, Handler]:
@@ -78,17 +81,25 @@ class TenantTransfer(TransferBase):
         self._images = images
 
     async def transfer(self, message: TransferRequest) -> Empty:
-        for side in (message.source, message.destination):
-            if _host_dir(side):
-                raise PermissionDenied("a directory of registry settings on this host can't be named here")
-        return await TransferStub(self._images.route()).transfer(message)
+        sides = [_checked(side) for side in (message.source, message.destination)]
+        return await TransferStub(self._images.route()).transfer(
+            TransferRequest(source=sides[0], destination=sides[1], options=message.options)
+        )
 
 
-def _host_dir(side: WireAny | None) -> str:
-    if side is None or side.type_url.rpartition("/")[2] != REGISTRY:
-        return ""
-    resolver = decode(OciRegistry, side.value).resolver
-    return "" if resolver is None else resolver.host_dir
+def _checked(side: WireAny | None) -> WireAny | None:
+    """One side of a transfer. Whatever is not known to be harmless is read as a registry, and passed on as it was read.
+
+    Raises:
+        PermissionDenied: its settings are in a directory of the host.
+        InvalidArgument: it can't be read.
+    """
+    if side is None or side.type_url.rpartition("/")[2] in HARMLESS:
+        return side
+    registry = decode(OciRegistry, side.value)
+    if registry.resolver is not None and registry.resolver.host_dir:
+        raise PermissionDenied("a directory of registry settings on this host can't be named here")
+    return WireAny(type_url=REGISTRY, value=encode(registry))
 
 
 def services(metadata: Upstream, images: Upstream, namespaces: frozenset[str]) -> Sequence[Any]:

@@ -9,9 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from carina import context
+from carina.api.containerd.services.transfer.v1 import TransferRequest, TransferStub
+from carina.api.containerd.types.transfer import ImageStore, OciRegistry, RegistryResolver
+from carina.api.google.protobuf import Any as WireAny
 from carina.client import Client
 from carina.digest import Digest
 from carina.errors import CarinaError, NotFound, PermissionDenied
+from carina.rpc.codec import encode
 from carina.transfer import Access, Store
 from support.constellation import Constellation, Result
 
@@ -168,7 +172,6 @@ def test_what_root_would_do_for_a_tenant_is_refused(carina: Constellation) -> No
     )
 
     async def call() -> list[str]:
-        from betterproto2.grpclib.grpclib_client import ServiceStub  # noqa: F401
         from grpclib.const import Cardinality
 
         from carina.api.google.protobuf import Empty
@@ -189,11 +192,22 @@ def test_what_root_would_do_for_a_tenant_is_refused(carina: Constellation) -> No
                         answers.append(f"{path}: {error}")
                 with pytest.raises(PermissionDenied, match="directory of registry settings"):
                     await client.transfer.fetch("localhost:1/x:1", Store(name="x"), access=Access(host_dir="/etc"))
+                await _disguised(client)
                 with pytest.raises(NotFound):
                     await client.content.info(Digest.of(b"absent"))
         return answers
 
     assert asyncio.run(call()) == []
+
+
+async def _disguised(client: Client) -> None:
+    """A registry under a name that only looks like another type's is a registry all the same."""
+    registry = OciRegistry(reference="localhost:1/x:1", resolver=RegistryResolver(host_dir="/etc"))
+    into = WireAny(type_url="containerd.types.transfer.ImageStore", value=encode(ImageStore(name="x")))
+    for disguise in ("other.OCIRegistry", "x/OCIRegistry", "type.googleapis.com/containerd.types.transfer.OCIRegistry"):
+        source = WireAny(type_url=disguise, value=encode(registry))
+        with pytest.raises(PermissionDenied, match="directory of registry settings"):
+            await TransferStub(client.channel).transfer(TransferRequest(source=source, destination=into))
 
 
 def test_a_tenants_events_are_its_own(carina: Constellation) -> None:
