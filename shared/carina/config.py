@@ -13,7 +13,6 @@ address = "unix:///tmp/demo.sock"
 """
 
 import os
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,6 +185,8 @@ def _choice(table: Mapping[str, Any], key: str, where: str, choices: Iterable[st
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import tomllib  # clients that are told the address read no file
+
     try:
         return tomllib.loads(path.read_text())
     except FileNotFoundError as error:
@@ -307,6 +308,8 @@ def validate_plugin(plugin: ProxyPlugin, services: Mapping[str, str], others: It
     if plugin.snapshotter and plugin.type != "snapshot":
         raise InvalidArgument(f"snapshotter is for plugins of type snapshot, and this one's is {plugin.type}")
     if plugin.platform:
+        from carina.platforms import Platform
+
         Platform.parse(plugin.platform)
     if not all((*plugin.exports, *plugin.capabilities)):
         raise InvalidArgument("a capability, or the name of an export, must not be empty")

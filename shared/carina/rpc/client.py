@@ -6,12 +6,10 @@ import functools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import grpclib.client
 from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
-from grpclib.metadata import Deadline
 
 from carina import context, errors, tracing
 from carina.config import socket_path
@@ -20,6 +18,16 @@ from carina.rpc.connection import Connection
 from carina.rpc.frames import Code
 from carina.rpc.headers import Headers, Pair
 from carina.rpc.streams import Stream, Terminated
+
+if TYPE_CHECKING:
+    from grpclib.client import Channel as GrpclibChannel
+    from grpclib.client import Stream as _Stream
+    from grpclib.metadata import Deadline
+
+    GrpclibStream = _Stream[Any, Any]
+else:
+    # Stubs ask for the methods, not for the classes: grpclib's client and its h2 need not be loaded.
+    GrpclibChannel = GrpclibStream = object
 
 DIAL_SECONDS: Final = 10.0
 """How long a peer may take to accept a connection and to greet."""
@@ -43,7 +51,7 @@ def connect(address: str, *, namespace: str = "") -> "Channel":
     return Channel(address, namespace=namespace)
 
 
-class Channel(grpclib.client.Channel):
+class Channel(GrpclibChannel):
     """What generated stubs call through. Nothing of grpclib's own implementation is used."""
 
     def __init__(self, address: str, *, namespace: str = "") -> None:
@@ -149,7 +157,7 @@ class Channel(grpclib.client.Channel):
         reply_type: Any,
         *,
         timeout: float | None = None,
-        deadline: Deadline | None = None,
+        deadline: "Deadline | None" = None,
         metadata: Any = None,
     ) -> "ClientStream":
         call = context.current()
@@ -227,7 +235,7 @@ def _request(path: str, limit: str | None, pairs: tuple[Pair, ...]) -> Headers:
     return Headers((*fixed, *pairs))
 
 
-class ClientStream(grpclib.client.Stream[Any, Any]):
+class ClientStream(GrpclibStream):
     """One call: grpclib's interface over our streams."""
 
     def __init__(
@@ -337,6 +345,15 @@ class ClientStream(grpclib.client.Stream[Any, Any]):
             return codec.decode(self._reply_type, data)
         except errors.InvalidArgument as error:
             raise errors.Internal(f"{self._path}: the answer from {self._to.address} is wrong: {error}") from error
+
+    def __aiter__(self) -> "ClientStream":
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self.recv_message()
+        if message is None:
+            raise StopAsyncIteration
+        return message
 
     async def recv_trailing_metadata(self) -> None:
         """Wait for the end of the call. Raises what its status says."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpclib.client
 import grpclib.server
 import pytest
 from grpclib.const import Status
