@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from carina.platforms import Platform
@@ -18,6 +19,27 @@ class Plugin:
     capabilities: Sequence[str] = ()
     error: str = ""
     """Empty where it works; holds "skip plugin" for what this machine can't do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deprecation:
+    """Something in use that is going to be removed."""
+
+    id: str
+    message: str
+    last_occurrence: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What a server says of itself."""
+
+    uuid: str
+    """The same for as long as its root directory lasts."""
+    pid: int
+    pidns: int
+    """Inode of its pid namespace."""
+    deprecations: Sequence[Deprecation] = ()
 
 
 class Introspection(Protocol):

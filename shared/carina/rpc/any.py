@@ -19,6 +19,7 @@ PACKAGES: Final = (
     "containerd.events",
     "containerd.services.images.v1",
     "containerd.runc.v1",
+    "containerd.types",
     "containerd.types.transfer",
     "io.containerd.cgroups.v1",
     "io.containerd.cgroups.v2",
