@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from carina import context, labels
@@ -23,6 +24,7 @@ from carina.linux.mount import mounted
 from carina.mount import Mount
 from carina.oci import spec as oci
 from carina.oci.user import User, lookup
+from carina.platforms import Matcher, Platform, host
 from carina.typed import Runtime, TypedValue
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,12 @@ class Wish:
     """As in an image's `USER`; empty: the image's."""
     labels: Mapping[str, str] = field(default_factory=dict)
     options: oci.Options = field(default_factory=oci.Options)
+    platform: Platform | None = None
+    """Of the image; None: this machine's."""
+    snapshot_labels: Mapping[str, str] = field(default_factory=dict)
+    runtime_options: TypedValue | None = None
+    spec: Mapping[str, Any] | None = None
+    """A whole specification, in place of one from image and options."""
 
 
 def wish(id: str, args: Sequence[str], options: oci.Options | None, **more: Any) -> Wish:
@@ -115,17 +123,17 @@ async def unpacked(client: Client, image: Image, wanted: str = "") -> str:
 
 async def _create(client: Client, image: Image, wish: Wish, name: str, runtime: str) -> Container:
     snapshotter = client.snapshotter(name)
-    described = await describe(client.content, image)
+    described = await describe(client.content, image, Matcher.only(wish.platform) if wish.platform else None)
     top = await unpack(client.content, snapshotter, client.diff, described, name=name)
-    preparing = snapshotter.prepare(wish.id, top, {labels.GC_ROOT: _now()})
+    preparing = snapshotter.prepare(wish.id, top, {labels.GC_ROOT: _now(), **wish.snapshot_labels})
     mounts = await or_undo(preparing, lambda _: snapshotter.remove(wish.id))
     try:
-        spec = await _spec(described.config, wish, mounts)
+        spec = wish.spec or await _spec(described.config, wish, mounts)
         container = Container(
             id=wish.id,
             image=image.name,
             labels={**_image_labels(described.config, image.name), **wish.labels},
-            runtime=Runtime(name=runtime),
+            runtime=Runtime(name=runtime, options=wish.runtime_options),
             spec=TypedValue(oci.TYPE_URL, json.dumps(spec).encode()),
             snapshotter=name,
             snapshot_key=wish.id,
@@ -135,6 +143,30 @@ async def _create(client: Client, image: Image, wish: Wish, name: str, runtime: 
         with contextlib.suppress(CarinaError):
             await finish(snapshotter.remove(wish.id))
         raise
+
+
+async def create_on(client: Client, root: Path | None, wish: Wish) -> Container:
+    """Make a container on a directory that is its root file system, or on the one in `wish.spec`; without a snapshot.
+
+    Raises:
+        AlreadyExists: a container of that id is there.
+        InvalidArgument: the id, or something of the wish, can't be.
+    """
+    context.validate_identifier(wish.id, "container id")
+    runtime = wish.runtime or (await _namespace_labels(client)).get(labels.DEFAULT_RUNTIME) or DEFAULT_RUNTIME
+    options = wish.options
+    if wish.user and root is not None:
+        options = replace(options, user=await in_thread(lookup, str(root), wish.user))
+    spec = dict(wish.spec or oci.generate(wish.id, context.namespace(), Config(platform=host(), diff_ids=()), options))
+    if root is not None:
+        spec["root"] = {**spec.get("root", {}), "path": str(root)}
+    container = Container(
+        id=wish.id,
+        labels=wish.labels,
+        runtime=Runtime(name=runtime, options=wish.runtime_options),
+        spec=TypedValue(oci.TYPE_URL, json.dumps(spec).encode()),
+    )
+    return await client.containers.create(container)
 
 
 async def remove(client: Client, container: Container) -> None:
