@@ -1,4 +1,4 @@
-"""Measure, print, and write bench/latest.json: `python -m bench [NAME...]`, `python -m bench store [OPTION...]`."""
+"""Measure, print, and write bench/latest.json: `python -m bench [NAME...]`, `python -m bench store|cli [OPTION...]`."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import peers
+from bench.cli import cli
 from bench.client import client
 from bench.diff import diffs
 from bench.images import images
@@ -167,10 +168,13 @@ def main() -> None:
     print(f"{'':58} {'unit':4} {'carina':>10} {'containerd':>10}  {'ratio':>6}")
     if sys.argv[1:2] == ["store"]:
         store(report, sys.argv[2:])
+    elif sys.argv[1:2] == ["cli"]:
+        cli(report, sys.argv[2:])
     else:
         parts_of_one(report, wanted)
         if not wanted:
             store(report, [])
+            cli(report, [])
     if not os.environ.get("CARINA_BENCH_QUICK"):
         report.save()
 

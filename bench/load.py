@@ -147,11 +147,11 @@ def unlease(client: Client, name: str) -> None:
     client.call(SERVICES + "leases.v1.Leases/Delete", codec.encode(DeleteRequest(id=name)))
 
 
-def build(client: Client, numbers: Iterable[int]) -> None:
+def build(client: Client, numbers: Iterable[int], *, make: Callable[[int], Made] = image) -> None:
     """Make the images of these numbers as pulls do: each under a lease of its own, the record last."""
 
     def one(number: int) -> None:
-        made, holding = image(number), f"pull-{number}"
+        made, holding = make(number), f"pull-{number}"
         lease(client, holding)
         for blob in made.blobs:
             client.write(blob, lease=holding)
