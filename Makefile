@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v /usr/bin/python3 || command -v python3)
 # Twice quiet: errors only, no warnings of pip's about itself.
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-warn-script-location
-PACKAGES := python3 python3-venv containerd runc docker.io docker-registry skopeo umoci busybox-static iproute2 btrfs-progs e2fsprogs
+PACKAGES := python3 python3-venv containerd runc docker.io docker-registry skopeo umoci busybox-static iproute2 btrfs-progs e2fsprogs tmux
 # A cache for each user: one that `sudo make check` wrote would fail everybody else's tools.
 CACHE := .cache-$(shell id -u)
 export RUFF_CACHE_DIR := $(CACHE)/ruff
 export MYPY_CACHE_DIR := $(CACHE)/mypy
 
-.PHONY: help setup packages clients fmt lint types imports test check demo bench protos check-protos documents check-documents compatibility up down clean
+.PHONY: help setup packages clients fmt lint types imports test check demo bench protos check-protos documents check-documents compatibility reference check-reference up down clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -26,6 +26,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setup: installing into $(VENV)"
 	@$(PIP) -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q services shared # or whoever may not write there compiles at each start
 	@touch $@
 
 clients: ## newer clients to test with (containerd 2.x, Docker 28), from another suite of Debian, into .clients
@@ -46,7 +47,7 @@ imports: setup ## who may import whom
 test: setup ## the whole test suite (as root)
 	$(BIN)/python -m pytest --numprocesses 2 --quiet $(TESTS)
 
-check: lint types imports check-protos check-documents ## what needs no running system
+check: lint types imports check-protos check-documents check-reference ## what needs no running system
 
 demo: setup ## the main job, start to end, in a scratch root (as root)
 	$(BIN)/python deploy/demo/demo.py
@@ -75,6 +76,12 @@ compatibility: setup ## record which methods the suites call, and make the table
 	rm -rf $(CACHE)/recorded
 	CARINA_RECORD=$(CURDIR)/$(CACHE)/recorded $(BIN)/python -m pytest --numprocesses 2 --quiet $(RECORDED)
 	$(BIN)/python deploy/documents.py --recorded $(CACHE)/recorded
+
+reference: setup ## generate docs/commands.md and docs/ctr.md from the command line
+	$(BIN)/python deploy/reference.py
+
+check-reference: setup ## both in step with it
+	$(BIN)/python deploy/reference.py --check
 
 up: setup ## bring the constellation up, in the foreground (as root)
 	$(BIN)/carina up

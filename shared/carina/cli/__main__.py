@@ -1,47 +1,63 @@
 """The entry point. A sub-command's module is imported only when it is called, so that starting stays quick."""
 
-import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from carina import __version__
-from carina.cli.output import plain
-from carina.cli.target import Target
-from carina.errors import CarinaError
+from carina.cli.complete import names
+from carina.cli.group import LazyGroup
+from carina.cli.parameters import Duration
 
 COMMANDS: Final = {
-    "up": "carina.cli.constellation:up",
-    "down": "carina.cli.constellation:down",
-    "status": "carina.cli.constellation:status",
-    "reload": "carina.cli.reload:reload",
-    "swap": "carina.cli.swap:swap",
-    "version": "carina.cli.constellation:version",
-    "pull": "carina.cli.pull:pull",
-    "push": "carina.cli.push:push",
-    "import": "carina.cli.archive:import_",
-    "export": "carina.cli.archive:export",
-    "run": "carina.cli.run:run",
-    "images": "carina.cli.images:images",
-    "content": "carina.cli.content:content",
-    "snapshots": "carina.cli.snapshots:snapshots",
-    "containers": "carina.cli.containers:containers",
-    "tasks": "carina.cli.tasks:tasks",
-    "namespaces": "carina.cli.namespaces:namespaces",
-    "leases": "carina.cli.leases:leases",
-    "events": "carina.cli.events:events",
-    "plugin": "carina.cli.plugins:plugins",
-    "gc": "carina.cli.gc:gc",
-    "usage": "carina.cli.usage:usage",
-    "check": "carina.cli.check:check",
-    "metadata": "carina.cli.metadata:metadata",
+    "up": ("constellation:up", "Bring every service up under one supervisor."),
+    "down": ("constellation:down", "Stop every service; running containers go on."),
+    "status": ("constellation:status", "Show every service's health, process, memory and address."),
+    "reload": ("reload:reload", "Have the configuration file read again, and say what changed."),
+    "logs": ("logs:logs", "Show what a service has logged."),
+    "doctor": ("doctor:doctor", "Look for what is wrong with this machine, and say what to do."),
+    "config": ("configuration:config", "Show, check and import configuration files."),
+    "swap": ("swap:swap", "Move SERVICES to ADDRESS while everything runs, or say what would be lost."),
+    "pull": ("pull:pull", "Pull an image from a registry and unpack it."),
+    "push": ("push:push", "Push IMAGE into a registry: where its name says, or to REFERENCE."),
+    "import": (
+        "archive:import_",
+        "Import images from PATH: an archive, a directory with an OCI layout, or - for the standard input.",
+    ),
+    "export": ("archive:export", "Export IMAGES as an OCI layout in a tar archive at PATH, - for the standard output."),
+    "run": ("run:run", "Run COMMAND (or what the image says) in a new container ID."),
+    "images": ("images:images", "Manage images."),
+    "content": ("content:content", "Manage content."),
+    "snapshots": ("snapshots:snapshots", "Manage snapshots."),
+    "containers": ("containers:containers", "Manage containers."),
+    "tasks": ("tasks:tasks", "Manage tasks."),
+    "sandboxes": ("sandboxes:sandboxes", "Manage sandboxes."),
+    "namespaces": ("namespaces:namespaces", "Manage namespaces."),
+    "leases": ("leases:leases", "Manage leases."),
+    "events": ("events:events", "Print events of every namespace, those that match one of FILTERS."),
+    "plugin": ("plugins:plugins", "Show plugins, and plug external ones in and out."),
+    "gc": ("gc:gc", "Collect what nothing refers to any more, and say why."),
+    "usage": ("usage:usage", "Bytes of each image in the namespace."),
+    "check": ("check:check", "Compare all records with the stores, both ways, while everything is in use."),
+    "metadata": ("metadata:metadata", "Back the records up, and get them back."),
+    "oci": ("oci:oci", "Runtime specifications."),
+    "shim": ("shim:shim", "Speak with a container's shim itself."),
+    "install": ("install:install", "Install programs from an image on this machine."),
+    "info": ("server:info", "Show what the server says of itself."),
+    "deprecations": ("server:deprecations", "What the server says is going to be removed."),
+    "version": ("server:version", "Version of this tool and of the server."),
+    "completion": ("completion:completion", "Print what makes a shell complete this command's words."),
 }
-ALIASES: Final = {"i": "images", "image": "images", "c": "containers", "container": "containers"} | {
+"""Name -> (module of this package and attribute, first sentence of its help)."""
+ALIASES: Final = {
+    "i": "images",
+    "image": "images",
+    "c": "containers",
+    "container": "containers",
     "t": "tasks",
     "task": "tasks",
     "snapshot": "snapshots",
@@ -50,33 +66,49 @@ ALIASES: Final = {"i": "images", "image": "images", "c": "containers", "containe
     "lease": "leases",
     "event": "events",
     "plugins": "plugin",
+    "sandbox": "sandboxes",
+    "sb": "sandboxes",
+    "s": "sandboxes",
+    "log": "logs",
 }
 
 
-class LazyGroup(click.Group):
-    """A group that imports a command when it is used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = COMMANDS.get(ALIASES.get(cmd_name, cmd_name))
-        if place is None:
-            return None
-        module, _, attribute = place.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    places={name: f"carina.cli.{place}" for name, (place, _) in COMMANDS.items()},
+    summaries={name: summary for name, (_, summary) in COMMANDS.items()},
+    aliases=ALIASES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("-a", "--address", envvar="CARINA_ADDRESS", metavar="ADDRESS", help="Socket of the gateway.")
-@click.option("-n", "--namespace", envvar="CARINA_NAMESPACE", default="default", show_default=True, help="Namespace.")
-@click.option("--embedded", type=click.Path(path_type=Path), metavar="DIR", help="No daemon: images in DIR.")
-@click.version_option(__version__, prog_name="carina")
+@click.option(
+    "-n",
+    "--namespace",
+    envvar="CARINA_NAMESPACE",
+    default="default",
+    show_default=True,
+    help="Namespace.",
+    shell_complete=names("namespaces"),
+)
+@click.option("--embedded", type=click.Path(), metavar="DIR", help="No daemon: images in DIR.")
+@click.option("--timeout", type=Duration(), metavar="DURATION", help="Of the whole command.")
+@click.option("--connect-timeout", type=Duration(), metavar="DURATION", help="Until the server has answered.")
+@click.option("--debug", is_flag=True, envvar="CARINA_DEBUG", help="Show where a bug of ours is.")
+@click.version_option(__version__, "-v", "--version", prog_name="carina")
 @click.pass_context
-def carina(ctx: click.Context, address: str | None, namespace: str, embedded: Path | None) -> None:
+def carina(ctx: click.Context, /, address: str | None, namespace: str, embedded: str | None, **rest: Any) -> None:
     """Run containers with a constellation of small services."""
-    ctx.obj = Target(address=address, namespace=namespace, embedded=embedded)
+    from carina.cli.target import Target
+
+    if rest["debug"]:
+        os.environ["CARINA_DEBUG"] = "1"
+    ctx.obj = Target(
+        address=address,
+        namespace=namespace,
+        embedded=embedded,
+        timeout=rest["timeout"],
+        connect_timeout=rest["connect_timeout"],
+    )
 
 
 def _open_standard_streams() -> None:
@@ -97,29 +129,28 @@ def _open_standard_streams() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every failure is one sentence on standard error and an exit status.
 
-    Exit status: 0 done, 1 failed, 2 wrong usage, 70 a bug of ours, 130 interrupted;
-    `run` and `tasks exec` pass on the process's own.
+    The statuses are listed in docs/commands.md, which is made from `carina.cli.status`.
     """
-    status: Any
+    from carina.cli import status
+
     _open_standard_streams()
-    try:
-        status = carina.main(args=arguments, prog_name="carina", standalone_mode=False)
-    except click.exceptions.Exit as error:
-        status = error.exit_code
-    except click.ClickException as error:
-        error.show()
-        status = error.exit_code
-    except CarinaError as error:
-        click.echo(f"carina: {plain(str(error))}", err=True)
-        status = 1
-    except (KeyboardInterrupt, click.Abort):
-        status = 130
-    except Exception as error:
-        if os.environ.get("CARINA_DEBUG"):
-            raise
-        click.echo(f"carina: a bug: {type(error).__name__}: {plain(str(error))} (CARINA_DEBUG=1 shows where)", err=True)
-        status = 70
-    sys.exit(status if isinstance(status, int) else 0)
+    if arguments is None:
+        _lean()
+    if "_CARINA_COMPLETE" in os.environ:
+        from carina.cli import completion
+
+        completion.register()
+    sys.exit(status.of(lambda: carina.main(args=arguments, prog_name="carina", standalone_mode=False)))
+
+
+def _lean() -> None:
+    """Where the process is ours alone: import without what we never use, and collect garbage rarely."""
+    import gc
+
+    from carina.cli import lean
+
+    gc.set_threshold(50_000)
+    lean.alone()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import click
 
 from carina.cli import output
+from carina.cli.complete import names
 from carina.cli.target import Target
 from carina.platforms import Platform, host
 from carina.reference import normalize
@@ -103,7 +104,7 @@ def _prefix(base_name: str | None, *, digests: bool, skip_named: bool) -> "Extra
 
 @click.command("export")
 @click.argument("path", type=click.Path())
-@click.argument("images", nargs=-1, required=True)
+@click.argument("images", nargs=-1, required=True, shell_complete=names("images"))
 @click.option("--platform", "platforms", multiple=True, help="OS/ARCH[/VARIANT]; this machine's where absent.")
 @click.option("--all-platforms", is_flag=True, help="Export every platform whose content is here.")
 @click.option("--skip-manifest-json", is_flag=True, help="Leave out what only `docker load` needs.")

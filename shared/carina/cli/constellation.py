@@ -5,7 +5,6 @@ import contextlib
 import functools
 import importlib
 import os
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import click
 from carina import config as configuration
 from carina import context
 from carina.cli import output
+from carina.cli.located import check, located
 from carina.cli.target import Target
 from carina.config import Config, daemon, socket_path
 from carina.errors import CarinaError, FailedPrecondition, PermissionDenied, Unavailable
@@ -64,7 +64,9 @@ def up(file: Path | None, root: Path | None, state: Path | None, detach: bool) -
     if os.geteuid() != 0:
         raise PermissionDenied("carina up needs root: it mounts file systems and runs containers")
     # The services are given the same file, wherever they run.
-    config = configuration.load(file.absolute() if file else None, root=root, state=state)
+    with located(file or configuration.DEFAULT_PATH):
+        config = configuration.load(file.absolute() if file else None, root=root, state=state)
+        check(config)
     if detach:
         _detach(config)
         return
@@ -145,8 +147,6 @@ def down(file: Path | None, root: Path | None, state: Path | None) -> None:
     """Stop every service; running containers go on."""
     if os.geteuid() != 0:
         raise PermissionDenied("carina down needs root: the services are root's")
-    if os.geteuid() != 0:
-        raise PermissionDenied("carina down needs root: the services run as root")
     config = configuration.load(file, root=root, state=state)
     supervisor = lock.holder(config.root)
     if supervisor is not None:
@@ -254,18 +254,3 @@ def _process(pid: int) -> tuple[str, str]:
     except (OSError, StopIteration, ValueError):
         return "-", "-"
     return output.duration(uptime), output.size(pss * 1024)
-
-
-@click.command()
-@click.pass_obj
-def version(target: Target) -> None:
-    """Version of this tool and of the server."""
-    from carina import __version__
-    from carina.client import Client
-    from carina.rpc.health import probe
-
-    async def ask(client: Client) -> str:
-        return (await probe(client.channel))[1]
-
-    click.echo(f"Client:\n  Version:  {__version__}\n  Python:   {sys.version.split()[0]}")
-    click.echo(f"Server:\n  Version:  {target.run(ask)}")

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from carina.cli import output
+from carina.cli import listing, output, wishes
+from carina.cli.complete import names
+from carina.cli.group import Group
 from carina.cli.target import Target
 from carina.containers import Container
 from carina.typed import TypedValue
@@ -16,27 +18,37 @@ if TYPE_CHECKING:
     from carina.client import Client
 
 
-@click.group()
+@click.group(cls=Group)
 def containers() -> None:
     """Manage containers."""
 
 
 @containers.command("ls")
-@click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+@listing.options
 @click.argument("filters", nargs=-1)
 @click.pass_obj
-def list_(target: Target, quiet: bool, filters: Sequence[str]) -> None:
+def list_(target: Target, form: listing.Form, filters: Sequence[str]) -> None:
     """List containers."""
 
     async def work(client: "Client") -> Sequence[Container]:
         return await client.containers.list(filters)
 
     found = sorted(target.run(work), key=lambda container: container.id)
-    if quiet:
-        output.names(container.id for container in found)
-        return
-    rows = [(c.id, c.image or "-", c.runtime.name if c.runtime else "-") for c in found]
-    output.table(("CONTAINER", "IMAGE", "RUNTIME"), rows)
+    listing.show(form, map(_row, found), columns={"CONTAINER": "id", "IMAGE": "image", "RUNTIME": "runtime"}, name="id")
+
+
+def _row(container: Container) -> listing.Row:
+    return {
+        "id": container.id,
+        "image": container.image,
+        "runtime": container.runtime.name if container.runtime else "",
+        "labels": dict(container.labels),
+        "snapshotter": container.snapshotter,
+        "snapshot_key": container.snapshot_key,
+        "sandbox": container.sandbox,
+        "created_at": container.created_at,
+        "updated_at": container.updated_at,
+    }
 
 
 def _any(value: TypedValue | None) -> Any:
@@ -49,16 +61,41 @@ def _any(value: TypedValue | None) -> Any:
         return {"type_url": value.type_url, "value": base64.b64encode(value.value).decode()}
 
 
-@containers.command("info")
-@click.argument("id")
+@containers.command("create", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("reference", shell_complete=names("images"))
+@click.argument("id", required=False)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@wishes.options
 @click.pass_obj
-def info(target: Target, id: str) -> None:
+def create(target: Target, /, reference: str, id: str | None, **options: Any) -> None:
+    """Create a container that runs COMMAND (or what the image says); `carina tasks start` starts it."""
+    from carina.cli.run import made, wanted
+
+    source, wish = wanted(reference, id, **options)
+
+    async def work(client: "Client") -> Container:
+        from carina.cli.process import Signals
+
+        async with Signals():
+            return await made(client, source, wish)
+
+    target.run(work, deadline=None)
+
+
+@containers.command("info")
+@click.argument("id", shell_complete=names("containers"))
+@click.option("--spec", "only_spec", is_flag=True, help="Show its specification only.")
+@click.pass_obj
+def info(target: Target, id: str, only_spec: bool) -> None:
     """Show one container's record."""
 
     async def work(client: "Client") -> Container:
         return await client.containers.get(id)
 
     found = target.run(work)
+    if only_spec:
+        output.as_json(_any(found.spec))
+        return
     output.as_json(
         {
             "ID": found.id,
@@ -80,7 +117,7 @@ def info(target: Target, id: str) -> None:
 
 
 @containers.command("label")
-@click.argument("id")
+@click.argument("id", shell_complete=names("containers"))
 @click.argument("labels", nargs=-1, required=True)
 @click.pass_obj
 def label(target: Target, id: str, labels: Sequence[str]) -> None:
@@ -94,7 +131,7 @@ def label(target: Target, id: str, labels: Sequence[str]) -> None:
 
 
 @containers.command("rm")
-@click.argument("ids", nargs=-1, required=True)
+@click.argument("ids", nargs=-1, required=True, shell_complete=names("containers"))
 @click.option("--keep-snapshot", is_flag=True, help="Leave the container's snapshot.")
 @click.pass_obj
 def remove(target: Target, ids: Sequence[str], keep_snapshot: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from carina.cli import output
+from carina.cli.group import Group
 from carina.cli.target import Target
 from carina.reference import normalize
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from carina.gc import Chain, Collection, Doomed, Explanation, Release, Removed, Statistics
 
 
-@click.group()
+@click.group(cls=Group)
 def gc() -> None:
     """Collect what nothing refers to any more, and say why."""
 

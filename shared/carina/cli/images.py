@@ -3,13 +3,18 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from carina.cli import output
+from carina import context
+from carina.cli import complete, listing, output
+from carina.cli.archive import export, import_
+from carina.cli.group import Group
+from carina.cli.pull import pull
+from carina.cli.push import push_to
 from carina.cli.referrers import referrers
-from carina.cli.target import Target
+from carina.cli.target import DEADLINE, Target
 from carina.cli.usage import usage
 from carina.images import Image
 from carina.reference import normalize
@@ -22,44 +27,56 @@ LOOKUPS: Final = 8
 """Images whose manifests are read at a time."""
 
 
-@click.group()
+@click.group(cls=Group, aliases={"inspect": "tree"})
 def images() -> None:
     """Manage images."""
 
 
-images.add_command(usage, "usage")
-images.add_command(referrers, "referrers")
+for name, command in (
+    ("pull", pull),
+    ("push", push_to),
+    ("import", import_),
+    ("export", export),
+    ("usage", usage),
+    ("referrers", referrers),
+):
+    images.add_command(command, name)
 
 
 @images.command("ls")
-@click.option("-q", "--quiet", is_flag=True, help="Print names only.")
+@listing.options
 @click.argument("filters", nargs=-1)
 @click.pass_obj
-def list_(target: Target, quiet: bool, filters: Sequence[str]) -> None:
+def list_(target: Target, form: listing.Form, filters: Sequence[str]) -> None:
     """List images; FILTERS as in containerd's filter language."""
 
     async def work(client: "Client") -> list[tuple[Image, int]]:
-        found = await client.images.list(filters)
-        sizes = {} if quiet else await _sizes(client, found)
+        with context.deadline(DEADLINE):
+            found = await client.images.list(filters)
+        sizes = {} if form.quiet else await _sizes(client, found)
         return [(image, sizes.get(image.target.digest, 0)) for image in found]
 
-    found = target.run(work)
-    if quiet:
-        output.names(image.name for image, _ in found)
-        return
-    output.table(
-        ("REF", "TYPE", "DIGEST", "SIZE", "LABELS"),
-        [
-            (
-                i.name,
-                i.target.media_type,
-                i.target.digest,
-                output.size(count) if count else "-",
-                output.labels(i.labels),
-            )
-            for i, count in found
-        ],
-    )
+    found = target.run(work, deadline=None)
+    columns: dict[str, listing.Column] = {
+        "REF": "name",
+        "TYPE": "media_type",
+        "DIGEST": "digest",
+        "SIZE": lambda row: output.size(row["size"]) if row["size"] else "",
+        "LABELS": "labels",
+    }
+    listing.show(form, (_row(image, count) for image, count in found), columns=columns, name="name")
+
+
+def _row(image: Image, size: int) -> dict[str, Any]:
+    return {
+        "name": image.name,
+        "media_type": image.target.media_type,
+        "digest": str(image.target.digest),
+        "size": size,
+        "labels": dict(image.labels),
+        "created_at": image.created_at,
+        "updated_at": image.updated_at,
+    }
 
 
 async def _sizes(client: "Client", images: Sequence[Image]) -> dict[str, int]:
@@ -70,7 +87,8 @@ async def _sizes(client: "Client", images: Sequence[Image]) -> dict[str, int]:
     async def look_up() -> None:
         while waiting:
             digest, image = waiting.popitem()
-            sizes[digest] = await _size(client, image)
+            with context.deadline(DEADLINE):
+                sizes[digest] = await _size(client, image)
 
     async with asyncio.TaskGroup() as group:
         for number in range(min(LOOKUPS, len(waiting))):
@@ -93,22 +111,26 @@ async def _size(client: "Client", image: Image) -> int:
 @images.command("check")
 @click.argument("filters", nargs=-1)
 @click.option("--snapshotter", envvar="CARINA_SNAPSHOTTER", default="overlayfs", show_default=True)
-@click.option("-q", "--quiet", is_flag=True, help="Print the names of those only that are complete and unpacked.")
+@listing.options
 @click.pass_obj
-def check(target: Target, filters: Sequence[str], snapshotter: str, quiet: bool) -> None:
-    """Say for each image whether its content is complete and whether it is unpacked."""
+def check(target: Target, filters: Sequence[str], snapshotter: str, form: listing.Form) -> None:
+    """Say for each image whether its content is complete and whether it is unpacked; -q names those that are both."""
 
-    async def work(client: "Client") -> list[tuple[str, ...]]:
+    async def work(client: "Client") -> list[listing.Row]:
         return [await _check(client, image, snapshotter) for image in await client.images.list(filters)]
 
     found = target.run(work)
-    if quiet:
-        output.names(one[0] for one in found if one[3].startswith("complete") and one[5] == "true")
-        return
-    output.table(("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"), found)
+    if form.quiet:
+        found = [row for row in found if row["status"].startswith("complete") and row["unpacked"] == "true"]
+    keys = ("name", "media_type", "digest", "status", "size", "unpacked")
+    columns: dict[str, listing.Column] = dict(zip(_CHECKED, keys, strict=True))
+    listing.show(form, found, columns=columns, name="name")
 
 
-async def _check(client: "Client", image: Image, snapshotter: str) -> tuple[str, ...]:
+_CHECKED: Final = ("REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED")
+
+
+async def _check(client: "Client", image: Image, snapshotter: str) -> listing.Row:
     from carina.client.image import describe, manifest_of
     from carina.errors import CarinaError, FailedPrecondition, NotFound
     from carina.images.manifest import chain_ids
@@ -116,7 +138,7 @@ async def _check(client: "Client", image: Image, snapshotter: str) -> tuple[str,
     try:
         _, manifest = await manifest_of(client.content, image)
     except CarinaError as error:
-        return image.name, image.target.media_type, image.target.digest, f"unavailable ({error})", "-", "false"
+        return _checked(image, f"unavailable ({error})", "-", "false")
     have = [child for child in manifest.children if await _present(client, child.digest)]
     status = "complete" if len(have) == len(manifest.children) else "incomplete"
     sizes = f"{output.size(sum(c.size for c in have))}/{output.size(sum(c.size for c in manifest.children))}"
@@ -129,7 +151,11 @@ async def _check(client: "Client", image: Image, snapshotter: str) -> tuple[str,
         except (NotFound, IndexError, FailedPrecondition):
             pass
     counted = f"{status} ({len(have)}/{len(manifest.children)})"
-    return image.name, image.target.media_type, image.target.digest, counted, sizes, unpacked
+    return _checked(image, counted, sizes, unpacked)
+
+
+def _checked(image: Image, status: str, size: str, unpacked: str) -> listing.Row:
+    return _row(image, 0) | {"status": status, "size": size, "unpacked": unpacked}
 
 
 async def _present(client: "Client", digest: str) -> bool:
@@ -144,7 +170,7 @@ async def _present(client: "Client", digest: str) -> bool:
 
 
 @images.command("tag")
-@click.argument("source")
+@click.argument("source", shell_complete=complete.names("images"))
 @click.argument("names", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Replace an image of the new name.")
 @click.pass_obj
@@ -181,7 +207,7 @@ async def _record(client: "Client", image: Image, *, force: bool) -> None:
 
 
 @images.command("convert")
-@click.argument("source")
+@click.argument("source", shell_complete=complete.names("images"))
 @click.argument("name", metavar="TARGET")
 @click.option("--uncompress", "compression", flag_value="none", help="Store the layers uncompressed.")
 @click.option("--gzip", "compression", flag_value="gzip", help="Compress the layers with gzip.")
@@ -220,7 +246,7 @@ def convert(
 
 
 @images.command("mount")
-@click.argument("name", metavar="IMAGE")
+@click.argument("name", metavar="IMAGE", shell_complete=complete.names("images"))
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--snapshotter", envvar="CARINA_SNAPSHOTTER", default="overlayfs", show_default=True)
 @click.option("--rw", "writable", is_flag=True, help="Mount it writable.")
@@ -273,7 +299,7 @@ def unmount(target: Target, directory: Path, snapshotter: str, remove_snapshot: 
 
 
 @images.command("label")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.names("images"))
 @click.argument("labels", nargs=-1)
 @click.option("-r", "--replace-all", is_flag=True, help="Replace all labels.")
 @click.pass_obj
@@ -292,7 +318,7 @@ def label(target: Target, name: str, labels: Sequence[str], replace_all: bool) -
 
 
 @images.command("rm")
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=complete.names("images"))
 @click.option("--sync", is_flag=True, help="Return when the disk is clean of what nothing refers to any more.")
 @click.pass_obj
 def remove(target: Target, names: Sequence[str], sync: bool) -> None:
@@ -308,19 +334,16 @@ def remove(target: Target, names: Sequence[str], sync: bool) -> None:
 
 
 @images.command("tree")
-@click.argument("name")
+@click.argument("names", nargs=-1, shell_complete=complete.names("images"))
 @click.pass_obj
-def tree(target: Target, name: str) -> None:
-    """Show an image's index, manifests, configurations and layers."""
+def tree(target: Target, names: Sequence[str]) -> None:
+    """Show indexes, manifests, configurations and layers of images, and who refers to each."""
 
-    async def work(client: "Client") -> None:
-        from carina.client.image import walk
+    async def work(client: "Client") -> list[str]:
+        from carina.cli.references import image_lines
 
-        image = await client.images.get(str(normalize(name)))
-        click.echo(image.name)
-        async for descriptor, depth in walk(client.content, image.target):
-            missing = "" if await _present(client, descriptor.digest) else "  (not here)"
-            indent = "  " * (depth + 1)
-            click.echo(f"{indent}{descriptor.digest}  {descriptor.media_type}  {output.size(descriptor.size)}{missing}")
+        found = [await client.images.get(str(normalize(name))) for name in names]
+        return [line async for line in image_lines(client, found)]
 
-    target.run(work)
+    for line in target.run(work, deadline=None):
+        click.echo(output.plain(line))

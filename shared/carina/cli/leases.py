@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from carina.cli import output
+from carina.cli import listing, output
+from carina.cli.complete import names
+from carina.cli.group import Group
+from carina.cli.parameters import Duration
 from carina.cli.target import Target
 from carina.leases import Lease
 
@@ -13,32 +16,36 @@ if TYPE_CHECKING:
     from carina.client import Client
 
 
-@click.group()
+@click.group(cls=Group)
 def leases() -> None:
     """Manage leases."""
 
 
 @leases.command("ls")
-@click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+@listing.options
 @click.argument("filters", nargs=-1)
 @click.pass_obj
-def list_(target: Target, quiet: bool, filters: Sequence[str]) -> None:
+def list_(target: Target, form: listing.Form, filters: Sequence[str]) -> None:
     """List leases."""
 
     async def work(client: "Client") -> Sequence[Lease]:
         return await client.leases.list(filters)
 
     found = sorted(target.run(work), key=lambda lease: lease.id)
-    if quiet:
-        output.names(lease.id for lease in found)
-        return
-    rows = [(lease.id, lease.created_at or "-", output.labels(lease.labels)) for lease in found]
-    output.table(("LEASE ID", "CREATED AT", "LABELS"), rows)
+    rows = [listing.plain(lease) for lease in found]
+    listing.show(form, rows, columns={"LEASE ID": "id", "CREATED AT": "created_at", "LABELS": "labels"}, name="id")
 
 
 @leases.command("create")
 @click.option("--id", default="", help="Id of the lease; made up where absent.")
-@click.option("-x", "--expires", type=float, default=24.0, show_default=True, help="Hours; 0 for never.")
+@click.option(
+    "-x",
+    "--expires",
+    type=Duration(unit=3600.0),
+    default="24h",
+    show_default=True,
+    help="A duration, or a number of hours; 0 for never.",
+)
 @click.argument("labels", nargs=-1)
 @click.pass_obj
 def create(target: Target, id: str, expires: float, labels: Sequence[str]) -> None:
@@ -50,7 +57,7 @@ def create(target: Target, id: str, expires: float, labels: Sequence[str]) -> No
 
     values = output.parse_labels(labels)
     if expires:
-        values[GC_EXPIRE] = (datetime.now(UTC) + timedelta(hours=expires)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        values[GC_EXPIRE] = (datetime.now(UTC) + timedelta(seconds=expires)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     async def work(client: "Client") -> Lease:
         return await client.leases.create(Lease(id=id or secrets.token_hex(8), labels=values))
@@ -59,7 +66,7 @@ def create(target: Target, id: str, expires: float, labels: Sequence[str]) -> No
 
 
 @leases.command("rm")
-@click.argument("ids", nargs=-1, required=True)
+@click.argument("ids", nargs=-1, required=True, shell_complete=names("leases"))
 @click.option("--sync", is_flag=True, help="Return when the disk is clean of what they alone held.")
 @click.pass_obj
 def remove(target: Target, ids: Sequence[str], sync: bool) -> None:
@@ -74,12 +81,13 @@ def remove(target: Target, ids: Sequence[str], sync: bool) -> None:
 
 
 @leases.command("resources")
-@click.argument("id")
+@click.argument("id", shell_complete=names("leases"))
+@listing.options
 @click.pass_obj
-def resources(target: Target, id: str) -> None:
+def resources(target: Target, form: listing.Form, id: str) -> None:
     """List what a lease holds."""
 
-    async def work(client: "Client") -> list[tuple[str, str]]:
-        return [(resource.type, resource.id) for resource in await client.leases.resources(id)]
+    async def work(client: "Client") -> list[listing.Row]:
+        return [listing.fields(resource) for resource in await client.leases.resources(id)]
 
-    output.table(("TYPE", "ID"), target.run(work))
+    listing.show(form, target.run(work), columns={"TYPE": "type", "ID": "id"}, name="id")

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final
 import click
 
 from carina import config as configuration
+from carina.cli.group import Group
 from carina.cli.target import Target
 from carina.config import Config, daemon, socket_path
 from carina.errors import AlreadyExists, CarinaError, PermissionDenied, ResourceExhausted, Unavailable
@@ -36,7 +37,7 @@ def _places(function: Any) -> Any:
     return function
 
 
-@click.group()
+@click.group(cls=Group)
 def metadata() -> None:
     """Back the records up, and get them back."""
 

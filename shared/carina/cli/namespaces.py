@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from carina.cli import output
+from carina.cli import complete, listing, output
+from carina.cli.group import Group
 from carina.cli.target import Target
 from carina.namespaces import Namespace
 
@@ -13,25 +14,27 @@ if TYPE_CHECKING:
     from carina.client import Client
 
 
-@click.group()
+@click.group(cls=Group, aliases={"c": "create"})
 def namespaces() -> None:
     """Manage namespaces."""
 
 
 @namespaces.command("ls")
-@click.option("-q", "--quiet", is_flag=True, help="Print names only.")
+@listing.options
 @click.pass_obj
-def list_(target: Target, quiet: bool) -> None:
+def list_(target: Target, form: listing.Form) -> None:
     """List namespaces."""
 
     async def work(client: "Client") -> Sequence[Namespace]:
         return await client.namespaces.list()
 
     found = sorted(target.run(work), key=lambda namespace: namespace.name)
-    if quiet:
-        output.names(namespace.name for namespace in found)
-        return
-    output.table(("NAME", "LABELS"), [(n.name, output.labels(n.labels) if n.labels else "") for n in found])
+    rows = [{"name": n.name, "labels": dict(n.labels)} for n in found]
+    listing.show(form, rows, columns={"NAME": "name", "LABELS": _labels}, name="name")
+
+
+def _labels(row: listing.Row) -> str:
+    return output.labels(row["labels"]) if row["labels"] else " "
 
 
 @namespaces.command("create")
@@ -50,7 +53,7 @@ def create(target: Target, name: str, labels: Sequence[str]) -> None:
 
 
 @namespaces.command("label")
-@click.argument("name")
+@click.argument("name", shell_complete=complete.names("namespaces"))
 @click.argument("labels", nargs=-1, required=True)
 @click.pass_obj
 def label(target: Target, name: str, labels: Sequence[str]) -> None:
@@ -64,14 +67,36 @@ def label(target: Target, name: str, labels: Sequence[str]) -> None:
 
 
 @namespaces.command("rm")
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=complete.names("namespaces"))
+@click.option("-c", "--cgroup", is_flag=True, help="Remove its control group as well.")
 @click.pass_obj
-def remove(target: Target, names: Sequence[str]) -> None:
+def remove(target: Target, names: Sequence[str], cgroup: bool) -> None:
     """Remove empty namespaces."""
 
     async def work(client: "Client") -> None:
         for name in names:
             await client.namespaces.delete(name)
+            if cgroup:
+                _remove_cgroup(name)
             click.echo(name)
 
     target.run(work)
+
+
+def _remove_cgroup(name: str) -> None:
+    """Remove the control group that the namespace's containers had theirs in, in whatever hierarchies there are.
+
+    Raises:
+        FailedPrecondition: it is in use.
+    """
+    from pathlib import Path
+
+    from carina.errors import FailedPrecondition
+
+    for directory in (Path("/sys/fs/cgroup") / name, *Path("/sys/fs/cgroup").glob(f"*/{name}")):
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise FailedPrecondition(f"control group {directory} can't be removed: {error.strerror}") from error

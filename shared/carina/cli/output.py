@@ -1,7 +1,11 @@
-"""How commands print: tables for people, bare names for programs."""
+"""How commands print: tables for people, bare names for programs.
+
+A table fits the terminal that it is printed on; into a pipe or a file it goes whole, as `ctr` prints it.
+"""
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,11 +15,27 @@ import click
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns as wide as their longest cell, as `ctr` prints them: no frame, nothing cut, easy to parse."""
+    """Columns as wide as their longest cell, as `ctr` prints them: no frame, nothing cut, easy to parse.
+
+    On a terminal that is too narrow for that, digests are shortened, and what is still too long is folded.
+    """
     cells = [[plain(str(cell)) for cell in row] for row in rows]
     widths = [max(len(line[column]) for line in [list(headers), *cells]) for column in range(len(headers))]
-    for line in [list(headers), *cells]:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if is_terminal() and sum(widths) + 2 * (len(widths) - 1) > shutil.get_terminal_size().columns:
+        from carina.cli.narrow import fit
+
+        fit(headers, cells)
+        return
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    title = "  ".join(cell.ljust(width) for cell, width in zip(headers, widths, strict=True)).rstrip()
+    click.echo("\n".join([styled(title, bold=True), *lines]))
+
+
+def styled(text: str, *, bold: bool = False, colour: str = "") -> str:
+    """Text as a terminal shows it; as it is where there is none. NO_COLOR keeps colours away (no-color.org)."""
+    if not is_terminal():
+        return text
+    return click.style(text, bold=bold or None, fg=colour or None if not os.environ.get("NO_COLOR") else None)
 
 
 def names(values: Iterable[str]) -> None:
@@ -93,7 +113,7 @@ def is_terminal(stream: Any = None) -> bool:
 
 
 def format_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--format table|json`, given to the command as `form`."""
+    """`--format table|json`, given to the command as `form`: for what is no list."""
     option = click.option(
         "--format", "form", type=click.Choice(("table", "json")), default="table", show_default=True, help="For whom."
     )

@@ -5,40 +5,66 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from carina.cli import output
+from carina.cli import listing, output
+from carina.cli.group import Group
 from carina.cli.target import Target
 from carina.config import PLUGIN_TYPES
 from carina.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from carina.client import Client
+    from carina.introspection import Plugin
 
 SETTINGS = ("namespace", "snapshotter", "lease")
 
 
-@click.group()
+@click.group(cls=Group)
 def plugins() -> None:
     """Show plugins, and plug external ones in and out."""
 
 
 @plugins.command("ls")
-@click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+@click.option("-d", "--detailed", is_flag=True, help="Print all about each plugin.")
+@listing.options
 @click.argument("filters", nargs=-1)
 @click.pass_obj
-def list_(target: Target, quiet: bool, filters: Sequence[str]) -> None:
+def list_(target: Target, form: listing.Form, detailed: bool, filters: Sequence[str]) -> None:
     """List plugins with their state, as `ctr plugins ls` does."""
 
-    async def work(client: "Client") -> list[tuple[str, str, str, str]]:
+    async def work(client: "Client") -> "Sequence[Plugin]":
         from carina.introspection.client import RemoteIntrospection
 
-        found = await RemoteIntrospection(client.channel).plugins(filters)
-        return [(p.type, p.id, ",".join(map(str, p.platforms)) or "-", _state(p.error)) for p in found]
+        return await RemoteIntrospection(client.channel).plugins(filters)
 
-    found = target.run(work)
-    if quiet:
-        output.names(f"{type_}.{id_}" for type_, id_, _, _ in found)
+    rows = [_row(plugin) for plugin in target.run(work)]
+    if detailed and form.is_table:
+        for row in rows:
+            _print_details(row)
         return
-    output.table(("TYPE", "ID", "PLATFORMS", "STATUS"), found)
+    columns: dict[str, listing.Column] = {
+        "TYPE": "type",
+        "ID": "id",
+        "PLATFORMS": lambda row: ",".join(row["platforms"]),
+        "STATUS": "status",
+    }
+    listing.show(form, rows, columns=columns, name="name")
+
+
+def _row(plugin: "Plugin") -> listing.Row:
+    return listing.fields(plugin) | {
+        "name": f"{plugin.type}.{plugin.id}",
+        "platforms": [str(platform) for platform in plugin.platforms],
+        "status": _state(plugin.error),
+    }
+
+
+def _print_details(row: listing.Row) -> None:
+    click.echo(f"{row['name']}: {output.plain(row['status'])}")
+    for word in ("requires", "platforms", "capabilities"):
+        if row[word]:
+            click.echo(f"  {word}: {output.plain(', '.join(row[word]))}")
+    for key, value in row["exports"].items():
+        click.echo(f"  exports {output.plain(key)}={output.plain(value)}")
 
 
 def _state(error: str) -> str:
@@ -46,6 +72,25 @@ def _state(error: str) -> str:
         return "ok"
     reason = error.removesuffix("skip plugin").removesuffix(": ")
     return f"error: {error}" if reason == error else f"skip: {reason}"
+
+
+@plugins.command("inspect-runtime")
+@click.option("--runtime", default="io.containerd.runc.v2", show_default=True, help="Its name, or the path of a shim.")
+@click.option("--runtime-config-path", default="", metavar="PATH", help="Configuration file of another runtime.")
+@click.pass_obj
+def inspect_runtime(target: Target, runtime: str, runtime_config_path: str) -> None:
+    """Show what a runtime says of itself."""
+    from carina.tasks import runc
+
+    options = runc.config(runtime_config_path) if runtime_config_path else None
+
+    async def work(client: "Client") -> object:
+        from carina.introspection.client import RemoteIntrospection
+        from carina.rpc.any import describe
+
+        return describe(await RemoteIntrospection(client.channel).runtime(runtime, options))
+
+    output.as_json(target.run(work))
 
 
 @plugins.command("add")

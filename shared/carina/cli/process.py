@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
@@ -29,6 +31,49 @@ OUTAGE: Final = 30.0
 """Seconds for which services may be away while we wait for a process."""
 CLEAN_UP: Final = 10.0
 """Seconds for each call that removes what an interrupted command has made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Io:
+    """Where the streams of a process go, in place of ours."""
+
+    null: bool = False
+    log_uri: str = ""
+    fifo_directory: str = ""
+    pid_file: str = ""
+
+    @property
+    def elsewhere(self) -> "Stdio | None":
+        """What the shim is told, where it is not we who read; None: we do."""
+        from carina.tasks import Stdio
+
+        if self.log_uri:
+            return Stdio(stdout=self.log_uri, stderr=self.log_uri)
+        return Stdio() if self.null else None
+
+
+OURS: Final = Io()
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of commands that start processes, given to the command together as `io`."""
+
+    @functools.wraps(command)
+    def with_io(*args: Any, null_io: bool, log_uri: str, fifo_dir: str, pid_file: str, **rest: Any) -> Any:
+        if null_io and log_uri:
+            raise click.UsageError("--null-io and --log-uri exclude each other")
+        if log_uri and "://" not in log_uri:
+            raise click.UsageError(f"--log-uri {log_uri!r}: expected file:///path or binary:///path")
+        return command(*args, io=Io(null=null_io, log_uri=log_uri, fifo_directory=fifo_dir, pid_file=pid_file), **rest)
+
+    for option in (
+        click.option("--pid-file", default="", type=click.Path(), help="Write the pid of the process to this file."),
+        click.option("--fifo-dir", default="", type=click.Path(), help="Directory of the FIFOs of its streams."),
+        click.option("--log-uri", default="", metavar="URI", help="file:///path or binary:///path for what it prints."),
+        click.option("--null-io", is_flag=True, help="Neither read nor show what it prints."),
+    ):
+        with_io = option(with_io)
+    return with_io
 
 
 class Signals:
@@ -78,6 +123,7 @@ class Foreground:
     id: str
     exec_id: str = ""
     tty: bool = False
+    io: Io = OURS
 
     async def run(self, make: "Callable[[Stdio], Coroutine[Any, Any, object]]") -> int:
         """Make the process, start it, copy its streams until it ends, delete it; returns its exit status.
@@ -87,7 +133,11 @@ class Foreground:
         from carina.aio.finish import or_undo
         from carina.client.stdio import streams
 
-        async with streams(self.client.fifo_directory, terminal=self.tty, stdin=True) as pipes:
+        elsewhere = self.io.elsewhere
+        if elsewhere is not None:
+            return await self._unattended(make(elsewhere))
+        below = Path(self.io.fifo_directory) if self.io.fifo_directory else self.client.fifo_directory
+        async with streams(below, terminal=self.tty, stdin=True) as pipes:
             await or_undo(make(pipes.stdio), lambda _: self.discard())
             try:
                 status = await self._attend(pipes)
@@ -103,10 +153,34 @@ class Foreground:
                 raise
             return status
 
+    async def _unattended(self, making: Coroutine[Any, Any, object]) -> int:
+        """The process to its end, whose streams are somebody else's."""
+        from carina.aio.finish import or_undo
+
+        await or_undo(making, lambda _: self.discard())
+        try:
+            write_pid(self.io, await self.client.tasks.start(self.id, self.exec_id))
+            with self._forwarding():
+                ended = await self._end()
+            await self.client.tasks.delete(self.id, self.exec_id)
+        except BaseException:
+            await self.discard()
+            raise
+        return ended.status
+
     async def _attend(self, pipes: "Streams") -> int:
         sys.stdout.flush()
         pipes.copy_output({"stdout": sys.stdout.fileno(), "stderr": sys.stderr.fileno()})
-        await self.client.tasks.start(self.id, self.exec_id)
+        write_pid(self.io, await self.client.tasks.start(self.id, self.exec_id))
+        return await self._follow(pipes)
+
+    async def follow(self, pipes: "Streams") -> int:
+        """Copy the streams of a process that runs already, until it ends; it is not deleted."""
+        sys.stdout.flush()
+        pipes.copy_output({"stdout": sys.stdout.fileno(), "stderr": sys.stderr.fileno()})
+        return await self._follow(pipes)
+
+    async def _follow(self, pipes: "Streams") -> int:
         with self._forwarding(), self._terminal() if self.tty else contextlib.nullcontext():
             pipes.copy_input(0, lambda: self.client.tasks.close_io(self.id, exec_id=self.exec_id))
             ended = await pipes.attend(self._end())
@@ -185,26 +259,39 @@ class Foreground:
                 termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
-async def attached(client: "Client", container: "Container", *, tty: bool, signals: Signals) -> int:
+def write_pid(io: Io, pid: int) -> None:
+    """Raises CarinaError: the file can't be written."""
+    if not io.pid_file:
+        return
+    path = Path(io.pid_file)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(str(pid))
+        part.replace(path)
+    except OSError as error:
+        raise CarinaError(f"pid file {path} can't be written: {error.strerror}") from error
+
+
+async def attached(client: "Client", container: "Container", *, tty: bool, signals: Signals, io: Io = OURS) -> int:
     """Run a container's task in the foreground; returns its exit status."""
     from carina.client.run import rootfs
 
     mounts = await rootfs(client, container)
-    foreground = Foreground(client=client, signals=signals, id=container.id, tty=tty)
+    foreground = Foreground(client=client, signals=signals, id=container.id, tty=tty, io=io)
     return await foreground.run(lambda stdio: client.tasks.create(container.id, rootfs=mounts, stdio=stdio))
 
 
-async def start_detached(client: "Client", container: "Container", *, signals: Signals) -> int:
-    """Start a task whose output nobody reads."""
+async def start_detached(client: "Client", container: "Container", *, signals: Signals, io: Io = OURS) -> int:
+    """Start a task whose output nobody reads, or goes where `io` says."""
     from carina.aio.finish import or_undo
     from carina.client.run import rootfs
     from carina.tasks import Stdio
 
     task = Foreground(client=client, signals=signals, id=container.id)
-    making = client.tasks.create(container.id, rootfs=await rootfs(client, container), stdio=Stdio())
+    making = client.tasks.create(container.id, rootfs=await rootfs(client, container), stdio=io.elsewhere or Stdio())
     await or_undo(making, lambda _: task.discard())
     try:
-        await client.tasks.start(container.id)
+        write_pid(io, await client.tasks.start(container.id))
     except BaseException:
         await task.discard()
         raise
@@ -212,9 +299,16 @@ async def start_detached(client: "Client", container: "Container", *, signals: S
 
 
 async def executed(
-    client: "Client", container: "Container", exec_id: str, process: dict[str, Any], *, signals: Signals
+    client: "Client",
+    container: "Container",
+    exec_id: str,
+    process: dict[str, Any],
+    *,
+    signals: Signals,
+    io: Io = OURS,
+    detach: bool = False,
 ) -> int:
-    """Run a further process of a task in the foreground; returns its exit status."""
+    """Run a further process of a task in the foreground, or start it with `detach`; returns its exit status."""
     import json
 
     from carina.oci import spec
@@ -222,7 +316,15 @@ async def executed(
 
     value = TypedValue(spec.PROCESS_TYPE_URL, json.dumps(process).encode())
     tty = bool(process["terminal"])
-    foreground = Foreground(client=client, signals=signals, id=container.id, exec_id=exec_id, tty=tty)
+    foreground = Foreground(client=client, signals=signals, id=container.id, exec_id=exec_id, tty=tty, io=io)
+    if detach:
+        from carina.aio.finish import or_undo
+        from carina.tasks import Stdio
+
+        stdio = io.elsewhere or Stdio(terminal=tty)
+        await or_undo(client.tasks.exec(container.id, exec_id, value, stdio), lambda _: foreground.discard())
+        write_pid(io, await client.tasks.start(container.id, exec_id))
+        return 0
     return await foreground.run(lambda stdio: client.tasks.exec(container.id, exec_id, value, stdio))
 
 

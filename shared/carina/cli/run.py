@@ -1,233 +1,109 @@
 """run: a container from an image."""
 
 import contextlib
-import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from carina.cli import output
-from carina.cli.process import Signals, attached, need_terminal, start_detached
+from carina.cli import lean, process, wishes
+from carina.cli.complete import names
 from carina.cli.target import Target
 from carina.errors import CarinaError
 from carina.reference import normalize
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from carina.client import Client
     from carina.client.run import Wish
     from carina.containers import Container
-    from carina.oci.options import Options
 
-_PERIOD = 100_000
-_MAX_FILE = 1 << 20
-_MOUNT_KEYS = {"type", "src", "source", "dst", "destination", "options"}
+
+LATER: Final = (
+    "carina.namespaces.client",
+    "carina.leases.client",
+    "carina.content.client",
+    "carina.rpc.lane",
+    "carina.snapshots.client",
+    "carina.containers.client",
+    "carina.client.stdio",
+    "carina.tasks.client",
+)
+"""What is needed after the first answers, in that order."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("reference")
-@click.argument("id")
+@click.argument("reference", shell_complete=names("images"))
+@click.argument("id", required=False)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--rm", is_flag=True, help="Remove container and snapshot when it ends.")
-@click.option("-d", "--detach", is_flag=True, help="Return when it runs; its output is not kept.")
-@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
-@click.option("--snapshotter", envvar="CARINA_SNAPSHOTTER", default="", help="Snapshotter of its root file system.")
-@click.option("--runtime", default="", help="io.containerd.runc.v2, or the path of a shim.")
-@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment variable.")
-@click.option("--cwd", default="", help="Working directory.")
-@click.option("-u", "--user", default="", help="User[:group], by name or number.")
-@click.option("--hostname", default="", help="Host name.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label of the container.")
-@click.option("--mount", "mounts", multiple=True, metavar="type=bind,src=S,dst=D,options=rbind:ro")
-@click.option("--net-host", is_flag=True, help="Share the machine's network.")
-@click.option("--read-only", is_flag=True, help="Mount its root file system read-only.")
-@click.option("--privileged", is_flag=True, help="All capabilities and devices.")
-@click.option("--memory-limit", type=click.IntRange(0), default=0, help="Bytes.")
-@click.option("--cpus", type=click.FloatRange(0), default=0.0, help="Processors' worth of time.")
-@click.option("--cpu-shares", type=click.IntRange(0), default=0, help="Share of the processors where they are scarce.")
-@click.option("--cpu-quota", type=click.IntRange(0), default=0, help="Microseconds in each period.")
-@click.option("--cpu-period", type=click.IntRange(0), default=0, help="Microseconds.")
-@click.option("--pids-limit", type=click.IntRange(0), default=0, help="Processes and threads.")
-@click.option("--ulimit", "rlimits", multiple=True, metavar="RLIMIT_NAME=SOFT:HARD", help="Limit of the process.")
-@click.option("--sysctl", "sysctls", multiple=True, metavar="NAME=VALUE", help="Setting of its kernel namespaces.")
-@click.option("--cap-add", multiple=True, metavar="CAP_NAME", help="Capability to add; ALL for all.")
-@click.option("--cap-drop", multiple=True, metavar="CAP_NAME", help="Capability to take away; ALL for all.")
-@click.option("--allow-new-privs", is_flag=True, help="Let set-user-id programs have their effect.")
-@click.option(
-    "--device", "devices", multiple=True, metavar="PATH", help="Device, directory of devices, or name as --cdi-device."
-)
-@click.option("--cdi-device", "cdi_devices", multiple=True, metavar="VENDOR/CLASS=NAME", help="Device by its CDI name.")
-@click.option(
-    "--cdi-spec-dir",
-    "cdi_directories",
-    multiple=True,
-    type=click.Path(exists=True, file_okay=False),
-    help="Where CDI files are, in place of /etc/cdi and /var/run/cdi.",
-)
-@click.option("--seccomp", is_flag=True, help="Allow only the system calls of the default profile.")
-@click.option("--seccomp-profile", type=click.File("rb"), help="A profile in its place, with --seccomp.")
-@click.option("--apparmor-profile", default="", help="AppArmor profile that the kernel has.")
-@click.option("--with-ns", "join", multiple=True, metavar="KIND:PATH", help="Namespace to join.")
-@click.option("--uidmap", "uid_maps", multiple=True, metavar="CONTAINER:HOST:LENGTH", help="User ids of the container.")
-@click.option(
-    "--gidmap", "gid_maps", multiple=True, metavar="CONTAINER:HOST:LENGTH", help="Group ids of the container."
-)
-@click.option(
-    "--annotation", "annotations", multiple=True, metavar="KEY=VALUE", help="Annotation of its specification."
-)
-@click.option("--cgroup", default=None, help="Path of its control group.")
-@click.option("--rootfs-propagation", default="", help="Propagation of mounts of its root file system.")
-@click.option("--rdt-class", default="", help="Class of service (Intel RDT).")
-@click.option("--env-file", type=click.File("r"), help="Environment variables, one on each line.")
+@click.option("-d", "--detach", is_flag=True, help="Return when it runs.")
+@process.options
+@wishes.options
 @click.pass_obj
-def run(target: Target, /, reference: str, id: str, rm: bool, detach: bool, tty: bool, **options: Any) -> None:
-    """Run COMMAND (or what the image says) in a new container ID."""
+def run(
+    target: Target, /, reference: str, id: str | None, rm: bool, detach: bool, io: process.Io, **options: Any
+) -> None:
+    """Run COMMAND (or what the image says) in a new container ID.
+
+    With --config alone the container needs no image: `run --config FILE ID`.
+    """
+    tty = bool(options["tty"])
     if detach and (tty or rm):
         raise click.UsageError("-d goes with neither -t nor --rm: nobody would hold the terminal, or see the end")
     if tty:
-        need_terminal()
-    wish = _wish(id, tty=tty, **options)
+        process.need_terminal()
+    source, wish = wanted(reference, id, **options)
 
     async def work(client: "Client") -> int:
-        from carina.client.run import create, remove
+        with lean.ahead(LATER):
+            return await ran(client)
 
-        async with Signals() as signals:
-            image = await client.images.get(str(normalize(reference)))
-            container = await create(client, image, wish)
+    async def ran(client: "Client") -> int:
+        async with process.Signals() as signals:
+            container = await made(client, source, wish)
             try:
                 if detach:
-                    return await start_detached(client, container, signals=signals)
-                status = await attached(client, container, tty=tty, signals=signals)
+                    return await process.start_detached(client, container, signals=signals, io=io)
+                status = await process.attached(client, container, tty=tty, signals=signals, io=io)
             except BaseException:
                 await _discard(client, container)
                 raise
             if rm:
+                from carina.client.run import remove
+
                 await remove(client, container)
             return status
 
     raise click.exceptions.Exit(target.run(work, deadline=None))
 
 
-def _wish(id: str, *, tty: bool, mounts: Sequence[str], labels: Sequence[str], **options: Any) -> "Wish":
-    from carina.client.run import Wish
-
-    return Wish(
-        id=id,
-        snapshotter=options["snapshotter"],
-        runtime=options["runtime"],
-        user=options["user"],
-        labels=output.parse_labels(labels),
-        options=_options(tty=tty, mounts=mounts, **options),
-    )
+def wanted(reference: str, id: str | None, *, rootfs: bool, **options: Any) -> "tuple[str | Path | None, Wish]":
+    """What a container stands on (an image's name, a directory, or nothing), and what is wanted of it."""
+    if id is None:
+        if options["spec_file"] is None:
+            raise click.UsageError("ID is missing: the name of the new container, after the image")
+        return None, wishes.wish(reference, **options)
+    source = _directory(reference) if rootfs else str(normalize(reference))
+    return source, wishes.wish(id, **options)
 
 
-def _options(*, tty: bool, mounts: Sequence[str], **given: Any) -> "Options":
-    from carina.oci.options import Options
+async def made(client: "Client", source: "str | Path | None", wish: "Wish") -> "Container":
+    """The container on an image, on a directory, or on what its specification says."""
+    from carina.client.run import create, create_on
 
-    names = (
-        "cwd",
-        "hostname",
-        "read_only",
-        "privileged",
-        "memory_limit",
-        "cpu_shares",
-        "pids_limit",
-        "cgroup",
-    )
-    quota, period = given["cpu_quota"], given["cpu_period"]
-    if given["cpus"]:
-        if quota or period:
-            raise click.UsageError("--cpus goes with neither --cpu-quota nor --cpu-period: it sets both")
-        quota, period = int(given["cpus"] * _PERIOD), _PERIOD
-    if given["seccomp_profile"] and not given["seccomp"]:
-        raise click.UsageError("--seccomp-profile goes with --seccomp")
-    file = given["env_file"].read(_MAX_FILE).splitlines() if given["env_file"] else []
-    return Options(
-        **{name: given[name] for name in names},
-        **_devices(given["devices"], given["cdi_devices"], given["cdi_directories"]),
-        args=given["command"],
-        env=[*(line for line in file if line.strip() and not line.startswith("#")), *given["env"]],
-        terminal=tty,
-        host_network=given["net_host"],
-        mounts=[_mount(text) for text in mounts],
-        annotations=output.parse_labels(given["annotations"]),
-        add_capabilities=given["cap_add"],
-        drop_capabilities=given["cap_drop"],
-        new_privileges=given["allow_new_privs"],
-        cpu_quota=quota,
-        cpu_period=period,
-        rlimits=dict(_rlimit(text) for text in given["rlimits"]),
-        sysctls=output.parse_labels(given["sysctls"]),
-        join=dict(_namespace(text) for text in given["join"]),
-        uid_mappings=[_mapping(text) for text in given["uid_maps"]],
-        gid_mappings=[_mapping(text) for text in given["gid_maps"]],
-        seccomp=given["seccomp"],
-        seccomp_profile=_profile(given["seccomp_profile"]),
-        apparmor=given["apparmor_profile"],
-        rootfs_propagation=given["rootfs_propagation"],
-        rdt_class=given["rdt_class"],
-    )
+    if isinstance(source, str):
+        return await create(client, await client.images.get(source), wish)
+    return await create_on(client, source, wish)
 
 
-def _devices(devices: Sequence[str], cdi: Sequence[str], directories: Sequence[str]) -> dict[str, Any]:
-    from carina.oci.cdi import DIRECTORIES, qualified
+def _directory(text: str) -> "Path":
+    from pathlib import Path
 
-    return {
-        "devices": [name for name in devices if not qualified(name)],
-        "cdi_devices": [*(name for name in devices if qualified(name)), *cdi],
-        "cdi_directories": directories or DIRECTORIES,
-    }
-
-
-def _profile(file: BinaryIO | None) -> dict[str, Any] | None:
-    if file is None:
-        return None
-    try:
-        found = json.loads(file.read(_MAX_FILE))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or "defaultAction" not in found:
-        raise click.UsageError(f"{file.name} is not a seccomp profile: a JSON object with a defaultAction")
-    return found
-
-
-def _rlimit(text: str) -> tuple[str, tuple[int, int]]:
-    name, _, values = text.partition("=")
-    soft, colon, hard = values.partition(":")
-    if not soft.isdecimal() or (colon and not hard.isdecimal()):
-        raise click.UsageError(f"--ulimit {text!r}: expected RLIMIT_NAME=SOFT:HARD")
-    return name, (int(soft), int(hard or soft))
-
-
-def _namespace(text: str) -> tuple[str, str]:
-    kind, colon, path = text.partition(":")
-    if not colon:
-        raise click.UsageError(f"--with-ns {text!r}: expected KIND:PATH")
-    return kind, path
-
-
-def _mapping(text: str) -> tuple[int, int, int]:
-    parts = text.split(":")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise click.UsageError(f"mapping {text!r}: expected CONTAINER:HOST:LENGTH")
-    inside, outside, length = map(int, parts)
-    return inside, outside, length
-
-
-def _mount(text: str) -> dict[str, Any]:
-    fields = dict(part.partition("=")[::2] for part in text.split(","))
-    if unknown := set(fields) - _MOUNT_KEYS:
-        raise click.UsageError(f"--mount {text!r}: unknown key {min(unknown)!r}")
-    source = fields.get("src") or fields.get("source", "")
-    destination = fields.get("dst") or fields.get("destination", "")
-    if not destination.startswith("/"):
-        raise click.UsageError(f"--mount {text!r}: dst must be an absolute path")
-    kept = [option for option in fields.get("options", "").split(":") if option]
-    kind = fields.get("type", "bind")
-    if kind == "bind" and not {"bind", "rbind"} & set(kept):
-        # Without one of them runtimes look for a file system of type "bind".
-        kept.insert(0, "rbind")
-    return {"type": kind, "source": source, "destination": destination, "options": kept}
+    path = Path(text)
+    if not path.is_dir():
+        raise click.UsageError(f"--rootfs: {text} is not a directory")
+    return path.absolute()
 
 
 async def _discard(client: "Client", container: "Container") -> None:

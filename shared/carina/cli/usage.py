@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from carina.cli import output
+from carina.cli import listing, output
 from carina.cli.target import Target
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@output.format_option
+@listing.options
 @click.pass_obj
-def usage(target: Target, form: str) -> None:
+def usage(target: Target, form: listing.Form) -> None:
     """Bytes of each image in the namespace.
 
     CONTENT is what it keeps: UNIQUE to it and SHARED with other images of the namespace.
@@ -30,13 +30,18 @@ def usage(target: Target, form: str) -> None:
         return await RemoteExplainer(client.channel).usage()
 
     found = target.run(work)
-    if form == "json":
+    if form.is_json:
         output.as_json({"images": [asdict(one) for one in found]})
         return
-    output.table(
-        ("REF", "CONTENT", "UNIQUE", "SHARED", "SNAPSHOTS"),
-        [(u.image, output.size(u.content), output.size(u.unique), output.size(u.shared), _snapshots(u)) for u in found],
-    )
+    columns: dict[str, listing.Column] = {
+        "REF": "image",
+        "CONTENT": lambda row: output.size(row["content"]),
+        "UNIQUE": lambda row: output.size(row["unique"]),
+        "SHARED": lambda row: output.size(row["shared"]),
+        "SNAPSHOTS": "shown",
+    }
+    rows = [asdict(one) | {"shown": _snapshots(one)} for one in found]
+    listing.show(form, rows, columns=columns, name="image")
 
 
 def _snapshots(usage: "ImageUsage") -> str:

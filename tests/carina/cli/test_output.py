@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from carina.cli import output
 from carina.cli.__main__ import carina
-from carina.cli.run import _mount
 from carina.cli.snapshots import tree_lines
+from carina.cli.wishes import _mount
 from carina.errors import InvalidArgument
 from carina.snapshots import Info, Kind
 
