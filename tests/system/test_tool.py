@@ -142,6 +142,15 @@ def test_images_as_ctr_has_them(
     assert (again.status, "is there already: --replace replaces it" in again.error) == (1, True)
 
 
+def test_prune(constellation: Constellation, pulled: str) -> None:
+    """Images that no container was made from go, the others stay."""
+    constellation.carina("images", "tag", pulled, "registry.example/unused:1")
+    constellation.carina("containers", "create", pulled, "user")
+    assert constellation.carina("images", "prune", check=False).status == 2
+    assert constellation.carina("images", "prune", "--all", "--sync").output == "registry.example/unused:1\n"
+    assert constellation.carina("images", "ls", "-q").output == f"{pulled}\n"
+
+
 def test_server(constellation: Constellation) -> None:
     """What the server says of itself, its deprecations, and a runtime."""
     assert json.loads(constellation.carina("info").output)["server"]["pid"] > 0

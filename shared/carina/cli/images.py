@@ -333,6 +333,23 @@ def remove(target: Target, names: Sequence[str], sync: bool) -> None:
     target.run(work, deadline=None)
 
 
+@images.command("prune")
+@click.option("--all", "every", is_flag=True, required=True, help="All that no container was made from.")
+@click.option("--sync", is_flag=True, help="Return when the disk is clean of what nothing refers to any more.")
+@click.pass_obj
+def prune(target: Target, every: bool, sync: bool) -> None:
+    """Remove the images that no container of the namespace was made from."""
+
+    async def work(client: "Client") -> None:
+        used = {container.image for container in await client.containers.list()}
+        unused = [image.name for image in await client.images.list() if image.name not in used]
+        for position, name in enumerate(unused):
+            await client.images.delete(name, sync=sync and position == len(unused) - 1)
+            click.echo(name)
+
+    target.run(work, deadline=None)
+
+
 @images.command("tree")
 @click.argument("names", nargs=-1, shell_complete=complete.names("images"))
 @click.pass_obj

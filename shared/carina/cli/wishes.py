@@ -89,6 +89,7 @@ _OPTIONS: Final = (
     click.option(
         "--snapshotter-label", "snapshot_labels", multiple=True, metavar="KEY=VALUE", help="Label of the snapshot."
     ),
+    click.option("--sandbox", default="", metavar="ID", help="Sandbox that it belongs to."),
     click.option("--remap-labels", is_flag=True, help="Have the snapshotter map the ids of --uidmap and --gidmap."),
     click.option("--runc-binary", default="", metavar="PATH", help="A program that is called as runc is."),
     click.option("--runc-root", default="", metavar="DIR", help="Directory of runc's states."),
@@ -120,6 +121,7 @@ def wish(id: str, *, tty: bool, mounts: Sequence[str], labels: Sequence[str], **
         options=_options(tty=tty, mounts=mounts, **options),
         platform=Platform.parse(options["platform"]) if options["platform"] else None,
         snapshot_labels=_snapshot_labels(**options),
+        sandbox=options["sandbox"],
         runtime_options=_runtime_options(**options),
         spec=None if file is None else _document(file, "a runtime specification", "ociVersion"),
     )

@@ -52,6 +52,8 @@ class Wish:
     """Of the image; None: this machine's."""
     snapshot_labels: Mapping[str, str] = field(default_factory=dict)
     runtime_options: TypedValue | None = None
+    sandbox: str = ""
+    """Id of the sandbox that the container belongs to."""
     spec: Mapping[str, Any] | None = None
     """A whole specification, in place of one from image and options."""
 
@@ -137,6 +139,7 @@ async def _create(client: Client, image: Image, wish: Wish, name: str, runtime: 
             spec=TypedValue(oci.TYPE_URL, json.dumps(spec).encode()),
             snapshotter=name,
             snapshot_key=wish.id,
+            sandbox=wish.sandbox,
         )
         return await or_undo(client.containers.create(container), lambda _: client.containers.delete(wish.id))
     except BaseException:
@@ -165,6 +168,7 @@ async def create_on(client: Client, root: Path | None, wish: Wish) -> Container:
         labels=wish.labels,
         runtime=Runtime(name=runtime, options=wish.runtime_options),
         spec=TypedValue(oci.TYPE_URL, json.dumps(spec).encode()),
+        sandbox=wish.sandbox,
     )
     return await client.containers.create(container)
 
