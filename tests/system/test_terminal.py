@@ -27,6 +27,7 @@ def _completed(terminal: Terminal, typed: str, expected: str) -> None:
     """What is on the line after a press of the tabulator."""
     terminal.type("", "C-u")
     terminal.type("clear", "Enter")
+    terminal.wait(lambda text: text.strip() == "ready>")
     terminal.type(typed, "Tab")
     terminal.wait(lambda text: f"ready> {expected}".rstrip() in map(str.rstrip, text.splitlines()))
 
