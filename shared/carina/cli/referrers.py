@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from carina.cli import output
+from carina.cli.registry import Registry
+from carina.cli.registry import options as registry_options
 from carina.cli.target import Target
 from carina.reference import normalize
 
@@ -19,24 +21,19 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("reference")
 @click.option("--artifact-type", default="", metavar="TYPE", help="Only those of this type.")
-@click.option("--plain-http", is_flag=True, help="Speak http to the registry.")
-@click.option("-u", "--user", metavar="NAME[:PASSWORD]", help="Who asks; without a password one is asked for.")
+@registry_options
 @output.format_option
 @click.pass_obj
-def referrers(
-    target: Target, reference: str, artifact_type: str, plain_http: bool, user: str | None, form: str
-) -> None:
+def referrers(target: Target, reference: str, artifact_type: str, registry: Registry, form: str) -> None:
     """List what refers to an image in its registry: signatures, lists of parts.
 
     REFERENCE may name a digest, such as that of one platform's manifest.
     """
-    from carina.cli.registry import access
-
-    registry = access(plain_http=plain_http, user=user)
+    name = str(normalize(reference))
 
     async def work(client: "Client") -> "tuple[Descriptor, Sequence[Referrer]]":
-        name = str(normalize(reference))
-        return await client.transfer.referrers(name, artifact_type=artifact_type, access=registry)
+        with registry.access(name) as access:
+            return await client.transfer.referrers(name, artifact_type=artifact_type, access=access)
 
     subject, found = target.run(work, deadline=None)
     if form == "json":
