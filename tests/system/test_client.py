@@ -309,20 +309,26 @@ async def test_images_move(
     """Tag, push, export and import, by a service or by the client itself."""
     address = constellation.address if server == "carina" else foreign
     namespace = constellation.namespace if server == "carina" else f"client-test-{os.getpid()}-move"
+    with cgroup(namespace):
+        await moved(address, namespace, reference, registry, tmp_path / "image.tar")
+    assert os.listdir(tmp_path) == ["image.tar"]
+
+
+async def moved(address: str, namespace: str, reference: str, registry: Registry, archive: Path) -> None:
+    tag = namespace
     async with carina.Client(address, namespace=namespace) as client:
         image = await client.fetch(reference)
-        tagged = await client.tag(reference, f"example.test/moved:{server}")
-        await client.push(tagged.name, registry.reference("test/moved", server))
-        await client.export_images(tmp_path / "image.tar", tagged.name)
+        tagged = await client.tag(reference, f"example.test/moved:{tag}")
+        await client.push(tagged.name, registry.reference("test/moved", tag))
+        await client.export_images(archive, tagged.name)
         await client.images.delete(tagged.name)
-        (imported,) = await client.import_images(tmp_path / "image.tar")
+        (imported,) = await client.import_images(archive)
         assert (imported.name, imported.target.digest) == (tagged.name, image.target.digest)
         assert (await client.run(imported, ["cat", "/etc/motd"])).stdout == b"Carina\n"
-        pushed = await client.fetch(registry.reference("test/moved", server))
+        pushed = await client.fetch(registry.reference("test/moved", tag))
         assert pushed.target.digest == image.target.digest
         with pytest.raises(NotFound):
-            await client.export_images(tmp_path / "other.tar", "example.test/absent:1")
-        assert os.listdir(tmp_path) == ["image.tar"]
+            await client.export_images(archive.with_name("other.tar"), "example.test/absent:1")
         for one in await client.images.list():
             await client.images.delete(one.name, sync=True)
 
