@@ -43,7 +43,6 @@ What unmodified clients call besides, in [test_ctr.py](../tests/system/test_ctr.
 [test_dockerd.py](../tests/system/test_dockerd.py) and others of [tests/system](../tests/system), is not recorded.
 The last column names suites that call the method of Debian's containerd 1.6 as well, with the same expectations;
 what differs there is listed in each suite.
-The methods of a sandbox controller answer UNIMPLEMENTED until a controller is plugged in.
 That a method is built does not say that every field of its request is: see [Known weaknesses](weaknesses.md)."""
 
 
