@@ -1,5 +1,6 @@
 """The units under a real systemd: installed, run, upgraded one at a time, looked at from /proc, uninstalled."""
 
+import contextlib
 import json
 import os
 import re
@@ -32,6 +33,10 @@ def machine() -> Iterator[Machine]:
     with Machine(binds={ROOT: "/src", wheels(ROOT): "/wheels"}) as running:
         running.run("/src/deploy/install", "--wheels", "/wheels", timeout=300)
         yield running
+    groups = Path("/sys/fs/cgroup")
+    for directory in (*groups.glob(f"*/{NAMESPACE}"), *groups.glob(f"*/payload/{NAMESPACE}")):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +407,8 @@ def test_uninstalling_leaves_nothing(machine: Machine, reference: str) -> None:
         "ls -d /opt/carina /run/carina /etc/carina /var/lib/carina/* /usr/local/bin/carina "
         "/etc/sysusers.d/carina* /etc/tmpfiles.d/carina* 2>/dev/null; "
         "find /etc/systemd /run/systemd/system -name 'carina*' -o -name 'contentd*' -o -name 'taskd*'; "
-        "grep carina /etc/passwd /etc/group; systemctl list-units --all --no-legend --plain 'contentd*' 'taskd*' 'gatewayd*' | grep -v not-found; "
+        "grep carina /etc/passwd /etc/group; "
+        "systemctl list-units --all --no-legend --plain 'contentd*' 'taskd*' 'gatewayd*' | grep -v not-found; "
         "ps ax -o args | grep -E '^(contentd|metadatad|imaged|taskd|gatewayd|snapshotd)'; true",
     )
     assert left.output == ""
