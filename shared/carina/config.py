@@ -23,7 +23,6 @@ from carina.context import validate_identifier
 from carina.errors import InvalidArgument, NotFound, PermissionDenied
 from carina.log import FORMATS, LEVELS
 from carina.log import Settings as Log
-from carina.platforms import Platform
 
 DEFAULT_PATH: Final = Path("/etc/carina/config.toml")
 DEFAULT_ROOT: Final = Path("/var/lib/carina")

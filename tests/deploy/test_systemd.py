@@ -408,7 +408,8 @@ def test_uninstalling_leaves_nothing(machine: Machine, reference: str) -> None:
         "/etc/sysusers.d/carina* /etc/tmpfiles.d/carina* 2>/dev/null; "
         "find /etc/systemd /run/systemd/system -name 'carina*' -o -name 'contentd*' -o -name 'taskd*'; "
         "grep carina /etc/passwd /etc/group; "
-        "systemctl list-units --all --no-legend --plain 'contentd*' 'taskd*' 'gatewayd*' | grep -v not-found; "
+        "systemctl list-units --all --no-legend --plain 'contentd*' 'taskd*' 'gatewayd*'"
+        " | grep -v not-found; "
         "ps ax -o args | grep -E '^(contentd|metadatad|imaged|taskd|gatewayd|snapshotd)'; true",
     )
     assert left.output == ""

@@ -22,7 +22,7 @@ RUN = {"tutorial.md": 10, "client.md": 3, "snapshotter.md": 4, "embedded.md": 5,
 class Down(Constellation):
     """One that is not started: the page does that itself."""
 
-    def start(self) -> None:
+    def start(self, *, umask: int = -1) -> None:
         pass
 
 

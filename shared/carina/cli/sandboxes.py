@@ -60,7 +60,7 @@ def remove(target: Target, ids: Sequence[str], force: bool) -> None:
             record = await store.get(id)
             try:
                 controller = RemoteSandboxController(client.channel, record.sandboxer)
-                await controller.stop(id, timeout=10)
+                await controller.stop(id, seconds=10)
                 await controller.shutdown(id)
             except NotFound:
                 pass  # it does not run
