@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from carina import access
 from carina.config import Config as Constellation
 from carina.config import socket_path
 from carina.errors import InvalidArgument
@@ -46,6 +47,8 @@ class Config:
     cleanup_seconds: float = 30.0
     exit_event_seconds: float = 10.0
     restart_interval_seconds: float = 10.0
+    tenants: frozenset[str] = frozenset()
+    """Namespaces in which others than administrators may write records."""
     shim_directories: tuple[str, ...] = ()
     events: Limits = field(default_factory=Limits)
     """What may wait for metadatad."""
@@ -103,6 +106,7 @@ def from_constellation(constellation: Constellation) -> Config:
         gateway=socket_path(constellation.gateway),
         shim_directories=_directories(section),
         events=Limits(**{name: _amount(section, key) for key, name in _LIMITS.items() if key in section}),
+        tenants=access.read(constellation).restricted,
         **{key: _seconds(section, key) for key in seconds if key in section},
     )
 

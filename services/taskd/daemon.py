@@ -146,6 +146,7 @@ def _monitor(config: Config, tasks: Tasks, channel: Channel) -> RestartMonitor:
         RemoteNamespaceStore(channel),
         lambda name: RemoteSnapshotter(channel, name),
         interval=config.restart_interval_seconds,
+        tenants=config.tenants,
     )
 
 

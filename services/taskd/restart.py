@@ -3,12 +3,15 @@
 As containerd's: status `running` starts what does not run and whose policy wants it, `stopped` ends what runs. All that
 it knows is in the labels and the tasks, so nothing is lost with taskd. A container that a client is just starting is
 left alone: without a task for one interval after its record was made, and with a created task until the next look.
+
+Namespaces of tenants are not looked at: whoever may write a container's record there would have its specification, and
+the program of its log URI, run as root.
 """
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from signal import SIGKILL
 from typing import Final, Protocol
@@ -48,7 +51,9 @@ class RestartMonitor:
         snapshotter: Callable[[str], _Mounts],
         *,
         interval: float,
+        tenants: Collection[str] = (),
     ) -> None:
+        self._tenants = tenants
         self._tasks, self._containers, self._namespaces = tasks, containers, namespaces
         self._snapshotter, self._interval = snapshotter, interval
         self._created: dict[tuple[str, str], int] = {}
@@ -79,6 +84,8 @@ class RestartMonitor:
         with context.use(context.Call()), context.deadline(_METADATA_SECONDS):
             found = await self._namespaces.list()
         for namespace in found:
+            if namespace.name in self._tenants:
+                continue
             with context.use(context.Call(namespace=namespace.name)):
                 with context.deadline(_METADATA_SECONDS):
                     containers = await self._containers.list([_FILTER])

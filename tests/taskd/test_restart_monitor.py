@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -96,7 +96,7 @@ class _Namespaces:
 
 
 class Monitored:
-    def __init__(self, carina: World) -> None:
+    def __init__(self, carina: World, tenants: Collection[str] = ()) -> None:
         self.carina, self.records = carina, Records(carina)
         self.monitor = RestartMonitor(
             carina.tasks,
@@ -104,6 +104,7 @@ class Monitored:
             _Namespaces(carina.namespace),  # type: ignore[arg-type]
             lambda name: self.records,
             interval=5.0,
+            tenants=tenants,
         )
 
     def add(self, *arguments: str, **labels: str) -> str:
@@ -138,9 +139,9 @@ class Monitored:
 
 
 @asynccontextmanager
-async def monitored(carina: World) -> AsyncIterator[Monitored]:
+async def monitored(carina: World, tenants: Collection[str] = ()) -> AsyncIterator[Monitored]:
     async with carina.local():
-        yield Monitored(carina)
+        yield Monitored(carina, tenants)
         for task in await carina.tasks.list():
             try:
                 await carina.tasks.kill(task.container_id, signal.SIGKILL, all=True)
@@ -154,6 +155,16 @@ async def monitored(carina: World) -> AsyncIterator[Monitored]:
 async def carina() -> AsyncIterator[World]:
     async with world(OWN) as made:
         yield made
+
+
+@pytest.mark.root
+async def test_a_tenants_labels_start_nothing(carina: World) -> None:
+    """In a namespace whose records a tenant may write, no label has a container run."""
+    async with monitored(carina, tenants={carina.namespace}) as it:
+        id = it.add("sleep", "100", status="running")
+        await it.monitor.look()
+        with pytest.raises(NotFound):
+            await carina.tasks.get(id)
 
 
 @pytest.mark.root
