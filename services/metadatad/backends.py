@@ -224,6 +224,7 @@ class Registry:
             new = await in_thread(self.reread)
             live = [entry.stated for entry in self._entries.values() if not entry.stated.configured]
             change = reloading.change(self.config, new, live=live, content=self._settings.content)
+            self.mover.must_be_home(change.changed)
             moves = [self.mover.homeward(service, new) for service in change.moved]
             gone = [self._entries[backend.type, backend.name] for backend in change.removed]
             with self._without(gone):
@@ -263,7 +264,7 @@ class Registry:
             self._close(self._entries[backend.type, backend.name])
         for backend in change.changed:
             entry = self._entries[backend.type, backend.name]
-            old = entry.restate(backend)
+            entry.home, old = backend, entry.restate(backend)
             self._build(entry)
             if old is not None:
                 self._retired.add(old, entry.stated.name, self._tasks)
@@ -351,11 +352,10 @@ class Registry:
         entry = self._entries.get(("content", name))
         if entry is None:
             raise InvalidArgument(f"metadata.content: there is no content plugin {name!r}")
-        remote = RemoteContentStore(entry.channel)
         entry.remover = self._content_remover(entry)
         return NamespacedContentStore(
             self._records,
-            remote,
+            RemoteContentStore(entry.channel),
             peer=entry.peer,
             claims=self._claims,
             shared=self._settings.shared,

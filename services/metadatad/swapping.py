@@ -154,6 +154,14 @@ class Mover:
         home = self._home(service, config)
         return self.planned(service, home, place_of(home))
 
+    def must_be_home(self, backends: Sequence[Backend]) -> None:
+        """Raises FailedPrecondition: one is somewhere else, and is to be changed where it was."""
+        for backend in backends:
+            found = self._registry.found(f"snapshots.{backend.name}") if backend.type == "snapshot" else None
+            if found is not None and place_of(found.stated) != place_of(found.home):
+                back = f"`carina swap snapshots.{backend.name} --back`"
+                raise FailedPrecondition(f"proxy_plugins.{backend.name} was swapped: {back} comes first")
+
     def _planned_to(self, service: str, to: Place | None) -> Move:
         home = self._home(service, self._registry.config)
         place = to or place_of(home)

@@ -21,6 +21,7 @@ from support.content import directory
 from support.points import points
 from support.snapshots import serving
 
+pytestmark = pytest.mark.timeout(200)
 POINTS = [point for point in points() if point.startswith("metadatad.swap.")]
 AFTER = {"metadatad.swap.recorded", "metadatad.swap.moved"}
 ROOT = {"containerd.io/gc.root": "x"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from carina import context
-from carina.config import Config
+from carina.config import Config, ProxyPlugin
 from carina.content.server import ContentService
 from carina.errors import FailedPrecondition
 from carina.rpc.server import serve
@@ -74,3 +74,17 @@ async def test_a_reload_moves_a_service_to_a_changed_address(base: Path) -> None
         assert await get(registry.content, new) == b"new"
         assert await records.read(lambda c: c.execute("SELECT count(*) FROM swaps").fetchone()[0]) == 0
         assert list((await registry.reload()).changes) == []
+
+
+async def test_a_plugin_that_was_swapped_is_not_changed_where_it_was(base: Path) -> None:
+    """A reload that would take it back without a look at what it has there is refused, with the command to go first."""
+    mine = ProxyPlugin(name="mine", type="snapshot", address=f"unix://{base}/native.sock", snapshotter="mine")
+    async with metadata(base, plugins=[mine]) as (_, registry, _, _), snapshot_backend(base, "moved"):
+        await registry.mover.swap(["snapshots.mine"], Place(address=f"unix://{base}/moved.sock"))
+        before: Config = registry.config
+        changed = {"mine": replace(mine, capabilities=("rebase",))}
+        registry.reread = lambda: replace(before, proxy_plugins=changed)
+        with pytest.raises(FailedPrecondition, match=r"`carina swap snapshots\.mine --back` comes first"):
+            await registry.reload()
+        assert await registry.mover.swap(["snapshots.mine"], None)
+        assert len((await registry.reload()).changes) == 1

@@ -12,6 +12,7 @@ from support.constellation import Constellation
 from support.content import containerd, directory
 from support.snapshots import DEMO, demo, serving, snapshotd
 
+pytestmark = pytest.mark.timeout(300)
 THEIRS = ("--set", "namespace=carina", "--set", "lease=carina")
 needs_containerd = pytest.mark.skipif(shutil.which("containerd") is None, reason="needs containerd")
 

@@ -10,6 +10,8 @@ from support.constellation import Constellation
 from support.content import directory
 from support.snapshots import serving
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture
 def base() -> Iterator[Path]:
