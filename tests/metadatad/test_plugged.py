@@ -65,11 +65,11 @@ async def registry(path: Path, text: str = "") -> AsyncIterator[tuple[Registry, 
         )
 
     written(text)
-    whole = await asyncio.to_thread(config.load, file, root=path, state=path)
+    whole = await asyncio.to_thread(config.load, file, root=path / "root", state=path)
     plugins = list(whole.proxy_plugins.values())
     async with content_backend(path), snapshot_backend(path):
         async with metadata(path, plugins=plugins) as (_, found, records, _):
-            found.reread = lambda: config.load(file, root=path, state=path)
+            found.reread = lambda: config.load(file, root=path / "root", state=path)
             yield found, records, written
 
 
