@@ -140,16 +140,27 @@ def open_ingest(
     ingest: Ingest,
     lease: str | None,
 ) -> Ingest:
-    """Write an ingest's row, or renew it: its back-end ref stays. A lease holds it, or it expires."""
+    """Write an ingest's row, or renew it. A lease holds it, or it expires.
+
+    Its back-end ref stays, unless it becomes a shared one: such an ingest ends without the back end being asked,
+    which would keep the bytes that were written before for ever.
+    """
     namespaces.ensure(connection, namespace)
     old = find_ingest(connection, namespace, ingest.ref)
-    backend_ref = tombstones.backend_key(connection, namespace, ingest.ref) if old is None else old.backend_ref
+    written = old is not None and ingest.shared and not old.shared
+    if old is None or written:
+        backend_ref = tombstones.backend_key(connection, namespace, ingest.ref)
+    else:
+        backend_ref = old.backend_ref
+    if old is not None and written:
+        tombstones.bury_ingest(connection, old.backend_ref, old.expected)
     opened = now()
     connection.execute(
         "INSERT INTO ingests "
         "(namespace, ref, backend_ref, expected, total, shared, started_at, updated_at, expires_at) "
         "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8) ON CONFLICT (namespace, ref) DO UPDATE SET "
-        "expected = ?4, total = ?5, shared = ?6, updated_at = ?7, expires_at = coalesce(?8, expires_at)",
+        "backend_ref = ?3, expected = ?4, total = ?5, shared = ?6, updated_at = ?7, "
+        "expires_at = coalesce(?8, expires_at)",
         (
             namespace,
             ingest.ref,

@@ -350,9 +350,14 @@ class NamespacedContentStore:
 
     async def _insert(self, ingest: Ingest, lease: str | None) -> Ingest:
         namespace = context.namespace()
-        return await self._records.write(
-            lambda transaction: blobs.open_ingest(transaction.connection, namespace, ingest, lease)
-        )
+
+        def write(transaction: Transaction) -> Ingest:
+            old = blobs.find_ingest(transaction.connection, namespace, ingest.ref)
+            made = blobs.open_ingest(transaction.connection, namespace, ingest, lease)
+            transaction.deletion = old is not None and old.backend_ref != made.backend_ref
+            return made
+
+        return await self._records.write(write)
 
     async def _must_be_new(self, namespace: str, digest: Digest, lease: str | None) -> None:
         """Raises AlreadyExists where the namespace has the blob, which the call's lease holds from now on.

@@ -2,6 +2,7 @@
 
 It also knows which tasks and processes have been reported, so that the end of each process is reported exactly once:
 by its shim or, where the shim can't or didn't, by us. A second report of the same end is dropped, whoever makes it.
+A shim that gets no answer, because we die, tells the same event again: it is known by its moment and its bytes.
 
 An event is sent again if we die between its arrival there and its removal here; its source and number tell that it is.
 So its removal may wait for the next write: each of them waits for the disk, and a container's life has four events.
@@ -10,6 +11,7 @@ So its removal may wait for the next write: each of them waits for the disk, and
 import asyncio
 import contextlib
 import enum
+import hashlib
 import logging
 import secrets
 import sqlite3
@@ -35,7 +37,7 @@ _TIDY_SECONDS: Final = 1.0
 """Without a new event for this long, those that have arrived are removed for their own sake."""
 _RETRY_SECONDS: Final = (0.05, 5.0)
 _KEPT_SECONDS: Final = 600.0
-"""How long the end of a process is remembered after its task was deleted: shims repeat themselves for some 20 s."""
+"""How long what was told is remembered after its task was deleted: shims repeat themselves for some 20 s."""
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ class Outbox:
         """The number of the last event that is forwarded and still here; 0 if there is none."""
 
     async def record(self, envelope: Envelope, subject: Subject) -> bool:
-        """Keep an event, durably; False if it repeats the end of a process that was reported.
+        """Keep an event, durably; False if it repeats one, or the end of a process that was reported.
 
         Raises:
             ResourceExhausted: too many events wait already.
@@ -243,7 +245,7 @@ class Outbox:
     def _record(self, connection: sqlite3.Connection, envelope: Envelope, subject: Subject, arrived: int) -> bool:
         _forget(connection, arrived)
         position = self._room(connection) + len(envelope.event.value) + _ROW
-        if not _note(connection, subject):
+        if _repeats(connection, envelope, subject) or not _note(connection, subject):
             return False
         event = envelope.event
         connection.execute(
@@ -294,6 +296,16 @@ def _batch(connection: sqlite3.Connection, after: int) -> _Batch:
     return _Batch(source, events)
 
 
+def _repeats(connection: sqlite3.Connection, envelope: Envelope, subject: Subject) -> bool:
+    """Whether this very event was told before. Ends are known by their process."""
+    if subject.kind is Kind.EXIT:
+        return False
+    parts = (envelope.namespace, envelope.topic, envelope.timestamp.isoformat())
+    fingerprint = hashlib.sha256("\0".join(parts).encode() + b"\0" + envelope.event.value).digest()[:16]
+    added = connection.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (fingerprint, time.time()))
+    return added.rowcount == 0
+
+
 def _note(connection: sqlite3.Connection, subject: Subject) -> bool:
     """Update what is known of the process; False for an end that is known already."""
     task = (subject.namespace, subject.id)
@@ -315,6 +327,7 @@ def _note(connection: sqlite3.Connection, subject: Subject) -> bool:
         case Kind.DELETE if not subject.exec_id:
             connection.execute("DELETE FROM tasks WHERE namespace = ? AND id = ?", task)
             connection.execute("DELETE FROM processes WHERE namespace = ? AND id = ?", task)
+            connection.execute("DELETE FROM seen WHERE told < ?", (time.time() - _KEPT_SECONDS,))
             connection.execute(
                 "DELETE FROM exits WHERE reported < ? AND NOT EXISTS "
                 "(SELECT 1 FROM tasks WHERE tasks.namespace = exits.namespace AND tasks.id = exits.id)",

@@ -335,3 +335,19 @@ async def test_aborted_ingest_of_a_shared_blob_can_not_be_committed(service: Vie
             await writer.commit(expected=DIGEST)
         with pytest.raises(NotFound):
             await service.content.info(DIGEST)
+
+
+async def test_bytes_of_an_ingest_that_another_namespace_finished_first_are_removed(service: View) -> None:
+    """Who comes back to a half-written ingest of what another namespace has now leaves nothing in the back end."""
+    root = {"containerd.io/gc.root": "x"}
+    with context.within(namespace="two"):
+        async with await service.content.writer("take", total=len(DATA), expected=DIGEST) as writer:
+            await writer.write(DATA[:10])
+    with context.within(namespace="one"):
+        await put(service.content, DATA, root)
+    with context.within(namespace="two"):
+        assert await take(service.content, DIGEST, size=len(DATA), labels=root) == len(DATA)
+        await service.collector.run(sync=True)
+        assert await get(service.content, DIGEST) == DATA
+    assert await service.blobs.statuses() == []
+    assert await service.rows("tombstones") == 0

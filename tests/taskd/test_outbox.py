@@ -318,3 +318,17 @@ async def test_outbox_of_an_earlier_version(tmp_path: Path) -> None:
         await outbox.record(envelope("/new"), OTHER)
         await forwarded(outbox)
     assert sink.seen == ["/old", "/new"]
+
+
+async def test_what_a_shim_tells_again_is_taken_once(tmp_path: Path) -> None:
+    """A shim whose call was cut off, because taskd died after it had kept the event, tells the same event again."""
+    sink = Sink()
+    created = envelope("/tasks/create")
+    told = Subject(kind=Kind.CREATE, namespace="test", id="c", pid=7)
+    async with opened(tmp_path, sink) as outbox:
+        assert await outbox.record(created, told)
+    async with opened(tmp_path, sink) as outbox:
+        assert not await outbox.record(created, told)
+        assert await outbox.record(envelope("/tasks/create"), told)
+        await forwarded(outbox)
+    assert sink.seen == ["/tasks/create", "/tasks/create"]

@@ -171,12 +171,12 @@ class Ours(Peer):
 
     def start(self, environment: Mapping[str, str] | None = None) -> None:
         before = dict(os.environ)
-        os.environ.update(environment or {})
+        # A shim of ours that has no container any more stays for a while: here, not as long as a round lasts.
+        os.environ.update({"CARINA_SHIM_IDLE_SECONDS": "3", **(environment or {})})
         try:
             self._constellation.start()
         finally:
-            for name in environment or {}:
-                os.environ.pop(name, None)
+            os.environ.clear()
             os.environ.update(before)
 
     def stop(self) -> None:
