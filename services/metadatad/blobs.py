@@ -153,7 +153,7 @@ def open_ingest(
     else:
         backend_ref = old.backend_ref
     if old is not None and written:
-        tombstones.bury_ingest(connection, old.backend_ref, old.expected)
+        tombstones.bury_ingest(connection, old.backend_ref, old.expected, awaited=True)
     opened = now()
     connection.execute(
         "INSERT INTO ingests "

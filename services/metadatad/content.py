@@ -23,6 +23,7 @@ from carina.errors import (
     DeadlineExceeded,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     Unavailable,
     Unimplemented,
 )
@@ -262,7 +263,8 @@ class NamespacedContentStore:
             faults.point("metadatad.content.opened")
             writer = NamespacedWriter(self._store, call=call, namespace=context.namespace(), ingest=ingest, size=size)
             if not ingest.shared:
-                await writer.open()
+                async with self._undoing(ingest):
+                    await writer.open()
         return writer
 
     async def abort(self, ref: str) -> None:
@@ -305,12 +307,34 @@ class NamespacedContentStore:
             lane = self._need_lane()
             ingest, size = await self._open(ref, total=total, expected=expected)
             if not ingest.shared:
-                async with self._peer.answering():
+                async with self._undoing(ingest), self._peer.answering():
                     return await lane.ingest_token(ingest.backend_ref, total=total, offset=offset)
         call = context.current()
         writer = NamespacedWriter(self._store, call=call, namespace=context.namespace(), ingest=ingest, size=size)
         await writer.commit()
         raise AlreadyExists(f"content {expected} already exists")
+
+    @contextlib.asynccontextmanager
+    async def _undoing(self, ingest: Ingest) -> AsyncIterator[None]:
+        """Where the back end has no room to begin an ingest, no row of it stays."""
+        try:
+            yield
+        except ResourceExhausted:
+            namespace = context.namespace()
+
+            def discard(transaction: Transaction) -> None:
+                found = blobs.find_ingest(transaction.connection, namespace, ingest.ref)
+                if found is not None and found.backend_ref == ingest.backend_ref:
+                    blobs.discard_ingest(transaction.connection, namespace, ingest.ref)
+                    transaction.deletion = True
+
+            async with self._claims.use(("ingest", ingest.backend_ref)):
+                try:
+                    async with self._peer.answering():
+                        await self._backend.status(ingest.backend_ref)
+                except NotFound:  # what was written before can be gone on with
+                    await self._records.write(discard)
+            raise
 
     async def settle(self) -> None:
         """Remove, once in a process, the rows of earlier ingests that the back end no longer has.

@@ -157,19 +157,26 @@ class NamespacedWriter:
             raise AlreadyExists(f"content {digest} already exists")
 
     async def _unshare(self, offset: int) -> Writer:
-        """Begin an ingest with the first bytes of the blob."""
+        """Begin an ingest with the first bytes of the blob.
+
+        Its row says so before the back end has it: whatever becomes of us, the back end is told to let go of it.
+        """
         digest = self._ingest.expected
         assert digest is not None
-        await self.open()
-        writer = self._writer
-        assert writer is not None
-        try:
-            if writer.status.offset:
-                await writer.truncate(0)
-            await self._copy(digest, offset, writer)
-        except BaseException:
-            await self.close()
-            raise
+        async with self._store.claims.use(("content", digest)):
+            await self._store.records.write(
+                lambda transaction: blobs.expect(transaction.connection, self._namespace, self._ingest.ref, digest)
+            )
+            await self.open()
+            writer = self._writer
+            assert writer is not None
+            try:
+                if writer.status.offset:
+                    await writer.truncate(0)
+                await self._copy(digest, offset, writer)
+            except BaseException:
+                await self.close()
+                raise
         return writer
 
     async def _copy(self, digest: Digest, size: int, writer: Writer) -> None:

@@ -84,6 +84,9 @@ class ContentRemover:
             except NotFound:
                 await self._bury_result(tombstone)
             faults.point("metadatad.removal.content.removed")
+            if tombstone.until > now():  # whoever was told its name before may begin it only now
+                await self._records.database.write(lambda connection: tombstones.look_later(connection, tombstone))
+                return False
             return True
 
     async def _bury_result(self, tombstone: Tombstone) -> None:

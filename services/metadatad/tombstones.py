@@ -1,7 +1,8 @@
 """Objects that back ends are still to remove, and numbers for the objects that they are to make.
 
 A tombstone is written in the transaction that removes a record, so a crash never loses it.
-That of a snapshot whose making was given up is kept for a while when the snapshot is not there: it may come yet.
+That of a snapshot whose making was given up, and of an ingest that somebody may be beginning, is kept for a while
+when it is not there: it may come yet.
 """
 
 import sqlite3
@@ -13,6 +14,8 @@ from carina.sqlite import now
 
 AWAITED: Final = 24 * 3600 * 1_000_000
 """Microseconds for which a snapshot may be made by a call that was given up."""
+AWAITED_INGEST: Final = 120 * 1_000_000
+"""Microseconds for which an ingest may be begun by who was told its name."""
 _SHORTEST: Final = 1_000_000
 _LONGEST: Final = 3600 * 1_000_000
 
@@ -48,9 +51,16 @@ def bury_content(connection: sqlite3.Connection, digest: str, size: int) -> bool
     return True
 
 
-def bury_ingest(connection: sqlite3.Connection, backend_ref: str, expected: str | None) -> None:
-    """Have the back end abort an ingest; where it is gone there, it has become the expected blob (`bury_content`)."""
+def bury_ingest(
+    connection: sqlite3.Connection, backend_ref: str, expected: str | None, *, awaited: bool = False
+) -> None:
+    """Have the back end abort an ingest; where it is gone there, it has become the expected blob (`bury_content`).
+
+    One that is `awaited` is about to be begun by somebody who does not know yet: it is looked for again.
+    """
     _bury(connection, "ingest", "", backend_ref, 0, expected)
+    if awaited:
+        _await(connection, "ingest", "", backend_ref, AWAITED_INGEST)
 
 
 def bury_snapshot(connection: sqlite3.Connection, snapshotter: str, key: str, *, awaited: bool = False) -> None:
@@ -58,10 +68,14 @@ def bury_snapshot(connection: sqlite3.Connection, snapshotter: str, key: str, *,
     if not snapshot_needed(connection, snapshotter, key):
         _bury(connection, "snapshot", snapshotter, key, 0)
         if awaited:
-            connection.execute(
-                "UPDATE tombstones SET until = ? WHERE type = 'snapshot' AND backend = ? AND key = ?",
-                (now() + AWAITED, snapshotter, key),
-            )
+            _await(connection, "snapshot", snapshotter, key, AWAITED)
+
+
+def _await(connection: sqlite3.Connection, type: str, backend: str, key: str, time: int) -> None:
+    connection.execute(
+        "UPDATE tombstones SET until = ? WHERE type = ? AND backend = ? AND key = ?",
+        (now() + time, type, backend, key),
+    )
 
 
 def look_later(connection: sqlite3.Connection, tombstone: Tombstone) -> None:

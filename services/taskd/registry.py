@@ -17,7 +17,7 @@ from carina import context
 from carina.aio.finish import finish
 from carina.aio.locks import KeyedLock
 from carina.aio.threads import in_thread
-from carina.errors import CarinaError, NotFound, Unavailable
+from carina.errors import CarinaError, NotFound, ResourceExhausted, Unavailable
 from carina.events import Envelope
 from carina.tasks import Exit
 from taskd import rpc
@@ -39,6 +39,9 @@ _TELL_SECONDS: Final = 5.0
 """How long a shim that has deleted its last task may take to tell of it."""
 _ATTEMPTS: Final = 5
 _PAUSE_SECONDS: Final = 0.1
+_TOLD_SECONDS: Final = 5.0
+"""How long the beginning of a process may take to be told when its end is known."""
+_ROOM_SECONDS: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +216,26 @@ class Registry:
         process.end(exit)
         if process.pid:
             await asyncio.sleep(self.config.exit_event_seconds)
-            await self.report(task, exit)
+            await self._report_in_order(task, exit)
+
+    async def _report_in_order(self, task: Task, exit: Exit) -> None:
+        """Report the end of a process once its beginning was told, and once there is room for it.
+
+        A shim tells both late where the disk was full for a while.
+        """
+        limit = asyncio.get_running_loop().time() + _TOLD_SECONDS
+        while asyncio.get_running_loop().time() < limit:
+            if await self._outbox.reported(*task.key, exit.exec_id, exit.pid):
+                return
+            if any(one.exec_id == exit.exec_id for one in await self._outbox.running(*task.key)):
+                break
+            await asyncio.sleep(_PAUSE_SECONDS)
+        while True:
+            try:
+                return await self.report(task, exit)
+            except ResourceExhausted as error:
+                log.warning("task %s/%s: its end can't be reported yet: %s", *task.key, error)
+            await asyncio.sleep(_ROOM_SECONDS)
 
     async def report(self, task: Task, exit: Exit) -> None:
         """Report the end of a process unless that has been done."""

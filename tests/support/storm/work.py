@@ -233,7 +233,7 @@ class Worker:
             await self.pull()
             return None
         self._serial += 1
-        run = Run(id=f"{self.name}-{self._serial}", namespace=self.namespace, status=status)
+        run = Run(id=f"{self.name}-{self._serial:04}", namespace=self.namespace, status=status)
         self.accounts.runs.append(run)
         image = await self.client.images.get(known[0][1].partition("/")[2])
         runtime = self.chance.choice(RUNTIMES) if self._ours else RUNTIMES[0]
