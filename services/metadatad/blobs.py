@@ -227,6 +227,21 @@ def close_ingest(connection: sqlite3.Connection, namespace: str, ref: str) -> No
     )
 
 
+def finish_ingest(connection: sqlite3.Connection, namespace: str, ref: str) -> None:
+    """Remove the row of an ingest that has become a blob.
+
+    Where it was opened more than once, somebody else may only now begin it anew at the back end, under its old name:
+    two clients that fetch the same layer write to the same ref.
+    """
+    row = connection.execute(
+        "SELECT backend_ref FROM ingests WHERE namespace = ? AND ref = ? AND NOT shared AND updated_at > started_at",
+        (namespace, ref),
+    ).fetchone()
+    close_ingest(connection, namespace, ref)
+    if row is not None:
+        tombstones.bury_ingest(connection, row[0], None, awaited=True, later=True)
+
+
 def discard_ingest(connection: sqlite3.Connection, namespace: str, ref: str) -> None:
     """Remove an ingest; the back end is to forget it, and the blob that it may have become without our knowledge."""
     ingest = find_ingest(connection, namespace, ref)

@@ -147,7 +147,7 @@ class NamespacedWriter:
             connection = transaction.connection
             if shared:
                 blobs.must_be_shared(connection, namespace, self._ingest.ref, digest)
-            blobs.close_ingest(connection, namespace, self._ingest.ref)
+            blobs.finish_ingest(connection, namespace, self._ingest.ref)
             leases.hold(connection, namespace, lease, Resource(type="content", id=digest))
             return blobs.record(transaction, namespace, digest, size=size, labels=labels)
 

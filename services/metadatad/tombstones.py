@@ -16,6 +16,8 @@ AWAITED: Final = 24 * 3600 * 1_000_000
 """Microseconds for which a snapshot may be made by a call that was given up."""
 AWAITED_INGEST: Final = 120 * 1_000_000
 """Microseconds for which an ingest may be begun by who was told its name."""
+LATER: Final = 15 * 1_000_000
+"""Microseconds until an ingest that should be gone is looked for."""
 _SHORTEST: Final = 1_000_000
 _LONGEST: Final = 3600 * 1_000_000
 
@@ -52,15 +54,20 @@ def bury_content(connection: sqlite3.Connection, digest: str, size: int) -> bool
 
 
 def bury_ingest(
-    connection: sqlite3.Connection, backend_ref: str, expected: str | None, *, awaited: bool = False
+    connection: sqlite3.Connection, backend_ref: str, expected: str | None, *, awaited: bool = False, later: bool = False
 ) -> None:
     """Have the back end abort an ingest; where it is gone there, it has become the expected blob (`bury_content`).
 
     One that is `awaited` is about to be begun by somebody who does not know yet: it is looked for again.
+    With `later` nothing is there now, as far as we know.
     """
     _bury(connection, "ingest", "", backend_ref, 0, expected)
     if awaited:
         _await(connection, "ingest", "", backend_ref, AWAITED_INGEST)
+    if later:
+        connection.execute(
+            "UPDATE tombstones SET due = ? WHERE type = 'ingest' AND key = ?", (now() + LATER, backend_ref)
+        )
 
 
 def bury_snapshot(connection: sqlite3.Connection, snapshotter: str, key: str, *, awaited: bool = False) -> None:

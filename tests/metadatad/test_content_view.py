@@ -385,3 +385,15 @@ async def test_an_ingest_that_was_written_over_a_shared_blob_is_removed(service:
         await take(service.content, DIGEST, size=len(DATA), labels=root)
     await service.collector.run(sync=True)
     assert await service.blobs.statuses() == []
+
+
+async def test_an_ingest_that_is_begun_anew_after_its_commit_is_known(service: View) -> None:
+    """Of two writers of a ref the later one may begin it at the back end after the other's commit: it is looked for."""
+    with context.within(namespace="one"):
+        async with await service.content.writer("ref", expected=DIGEST) as first:
+            await first.write(DATA)
+        async with await service.content.writer("ref", expected=DIGEST) as again:
+            await again.commit(expected=DIGEST, labels={"containerd.io/gc.root": "x"})
+    query = "SELECT key FROM tombstones WHERE type = 'ingest' AND due > 0 AND until > due"
+    waiting = await service.records.read(lambda connection: connection.execute(query).fetchall())
+    assert waiting == [("one/1/ref",)]
