@@ -22,7 +22,7 @@ from carina.images.manifest import chain_ids
 from support.ledger import Key
 from support.storm.accounts import Accounts
 from support.storm.peers import SECONDS, Ours, Peer, mounts, processes
-from support.storm.work import Worker, data_of
+from support.storm.work import UNPACKED_NOT, Worker, data_of
 
 T = TypeVar("T")
 DESCRIPTORS: Final = 40
@@ -81,10 +81,20 @@ async def losses(client: Client, accounts: Accounts) -> None:
             found[key] = None
         except CarinaError as error:
             found[key] = f"{type(error).__name__}: {error}"
-        if found[key] not in values:
+        if str(found[key]).endswith(UNPACKED_NOT) and found[key] in values:
+            await patiently(lambda: _drop_image(client, key))  # noqa: B023
+            found[key] = None
+        elif found[key] not in values:
             expected = " or ".join(sorted(f"{value!r:.90}" for value in values))
             accounts.lost.append(f"{key[0]} {key[1]} is {found[key]!r:.200}, not {expected}")
     accounts.settle(found)
+
+
+async def _drop_image(client: Client, key: Key) -> None:
+    """What was pulled half-way is nothing to go on with."""
+    namespace, _, name = key[1].partition("/")
+    with context.within(namespace=namespace):
+        await client.images.delete(name, sync=True)
 
 
 async def _value(client: Client, key: Key) -> Hashable:
@@ -114,18 +124,24 @@ async def _image(client: Client, image: Image, *, unpacked: bool) -> Hashable:
         try:
             await client.snapshotter("overlayfs").stat(str(chain))
         except NotFound:
-            return f"snapshot {chain} is not there"
+            return f"{image.target.digest}{UNPACKED_NOT}"
     return str(image.target.digest)
 
 
-async def disagreements(peer: Peer, client: Client, accounts: Accounts) -> None:
-    """What `carina check` finds, once what was cut off is settled and collected."""
+async def disagreements(client: Client, accounts: Accounts, *, repair: bool) -> None:
+    """What `carina check` finds, once what was cut off is settled and collected.
+
+    `repair`: on a full disk the row of an ingest can't be removed either; it would expire after a day.
+    """
     limit = time.monotonic() + SECONDS
     while True:
         wrong = ["no check"]
         with contextlib.suppress(CarinaError):
             with context.deadline(60):
                 await RemoteCollector(client.channel).run(sync=True)
+                if repair:
+                    async for _ in RemoteChecker(client.channel).check(Options(repair=True, hash=False)):
+                        pass
                 found = RemoteChecker(client.channel).check(Options())
                 wrong = [_told(one) async for one in found if isinstance(one, Finding)]
         if not wrong:
@@ -146,7 +162,8 @@ class EventAudit:
     def __init__(self) -> None:
         self._place: Cursor | None = None
 
-    async def check(self, client: Client, accounts: Accounts) -> None:
+    async def check(self, client: Client, accounts: Accounts, *, full: bool) -> None:
+        """With a full disk an event can't be kept; containerd's shims tell it five times, and no more."""
         topics: dict[str, list[str]] = {}
         try:
             async for entry in client.event_log.read(self._place or Edge.OLDEST, follow=False):
@@ -161,7 +178,7 @@ class EventAudit:
         except CarinaError as error:
             accounts.lost.append(f"the log of events can't be read: {error}")
             return
-        for run in accounts.runs:
+        for run in accounts.runs if not full else ():
             self._check_run(topics.get(run.id, []), run.id, accounts, started=run.started)
 
     def _check_run(self, topics: list[str], id: str, accounts: Accounts, *, started: bool) -> None:

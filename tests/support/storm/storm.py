@@ -141,7 +141,7 @@ class Storm:
                 harm = await self._weather(workers, kind, chance)
             whole = await audit.recovered(self.peer, accounts, client)
             if whole:
-                await self._look(client, workers)
+                await self._look(client, workers, full=harm.kind.startswith("full"))
         self._note(number, harm, seen, seconds=time.monotonic() - begun, acknowledged=accounts.acknowledged - before)
 
     async def _weather(self, workers: list[Worker], kind: Kind, chance: random.Random) -> Harm:
@@ -158,15 +158,15 @@ class Storm:
                 task.cancel()
         return harm
 
-    async def _look(self, client: Client, workers: list[Worker]) -> None:
+    async def _look(self, client: Client, workers: list[Worker], *, full: bool) -> None:
         accounts = self.accounts
         await audit.tidied(workers, accounts)
         if isinstance(self.peer, Ours):
             # In this order: nothing live may go with the collections.
-            await audit.disagreements(self.peer, client, accounts)
+            await audit.disagreements(client, accounts, repair=full)
         await audit.losses(client, accounts)
         if isinstance(self.peer, Ours):
-            await self._events.check(client, accounts)
+            await self._events.check(client, accounts, full=full)
         await self._census.check(accounts)
 
     def _note(self, number: int, harm: Harm, seen: Probes, *, seconds: float, acknowledged: int) -> None:

@@ -37,6 +37,7 @@ STUCK_SECONDS: Final = 100.0
 """No operation of a client lasts as long as this; each has deadlines that are shorter."""
 ROOT: Final = {"containerd.io/gc.root": "storm"}
 RUNTIMES: Final = ("io.containerd.runc.v2", "io.containerd.carina.v1")
+UNPACKED_NOT: Final = ", not unpacked"
 T = TypeVar("T")
 
 
@@ -158,13 +159,17 @@ class Worker:
         key = ("image", f"{self.namespace}/{reference}")
         if key in self.accounts.doubtful:
             return
-        value = {key: present(self.images[reference].digest)}
+        digest = self.images[reference].digest
+        value = {key: present(digest)}
         if self._ours and self.chance.random() < 0.7:
             pulling = self._transfer(reference)
         else:
+            # `ctr` records an image, and unpacks it then.
+            value = {key: present(digest) | present(f"{digest}{UNPACKED_NOT}")}
             pulling = self._ctr("images", "pull", "--plain-http", reference)
         with context.no_deadline():
             await self._step("pull", value, pulling)
+        await self.accounts.ledger.step({key: present(digest)}, asyncio.sleep(0))
 
     async def _transfer(self, reference: str) -> None:
         try:
