@@ -11,7 +11,7 @@ CACHE := .cache-$(shell id -u)
 export RUFF_CACHE_DIR := $(CACHE)/ruff
 export MYPY_CACHE_DIR := $(CACHE)/mypy
 
-.PHONY: help setup packages clients fmt lint types imports test check demo bench protos check-protos documents check-documents compatibility reference check-reference up down clean
+.PHONY: help setup packages clients fmt lint types imports test check faults fuzz demo bench protos check-protos documents check-documents compatibility reference check-reference up down clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -48,6 +48,15 @@ test: setup ## the whole test suite (as root)
 	$(BIN)/python -m pytest --numprocesses 2 --quiet $(TESTS)
 
 check: lint types imports check-protos check-documents check-reference ## what needs no running system
+
+DURATION ?= 60
+SEED ?= 1
+
+faults: setup ## rounds of work under faults: DURATION=seconds SEED=n (as root)
+	@PYTHONPATH=tests $(BIN)/python -m support.storm --duration $(DURATION) --seed $(SEED) $(FAULTS)
+
+fuzz: setup ## feed every parser of foreign bytes with what is near its corpus: DURATION=seconds SEED=n
+	@PYTHONPATH=tests $(BIN)/python -m fuzz --duration $(DURATION) --seed $(SEED)
 
 demo: setup ## the main job, start to end, in a scratch root (as root)
 	$(BIN)/python deploy/demo/demo.py

@@ -54,7 +54,12 @@ def bury_content(connection: sqlite3.Connection, digest: str, size: int) -> bool
 
 
 def bury_ingest(
-    connection: sqlite3.Connection, backend_ref: str, expected: str | None, *, awaited: bool = False, later: bool = False
+    connection: sqlite3.Connection,
+    backend_ref: str,
+    expected: str | None,
+    *,
+    awaited: bool = False,
+    later: bool = False,
 ) -> None:
     """Have the back end abort an ingest; where it is gone there, it has become the expected blob (`bury_content`).
 

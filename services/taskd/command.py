@@ -6,6 +6,7 @@ the output is what was in them when the command itself ended.
 """
 
 import asyncio
+import contextlib
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -97,10 +98,15 @@ async def run(
         Unavailable: it took longer than `seconds`; it and what it started have been killed.
         CarinaError: it can't be executed.
     """
-    source = await in_thread(_memory, stdin) if stdin else subprocess.DEVNULL
-    out, err = _Pipe(), _Pipe()
-    try:
+    with contextlib.ExitStack() as made:
         try:
+            source = await in_thread(_memory, stdin) if stdin else subprocess.DEVNULL
+            if source >= 0:
+                made.callback(os.close, source)
+            out = _Pipe()
+            made.callback(out.close)
+            err = _Pipe()
+            made.callback(err.close)
             process = await Child.start(
                 [str(binary), *arguments],
                 directory=directory,
@@ -117,11 +123,6 @@ async def run(
         err.close_writer()
         status = await _finished(process, f"shim {binary} {arguments[-1]}", seconds)
         return Output(status=status, stdout=out.rest(), stderr=err.rest())
-    finally:
-        if source >= 0:
-            os.close(source)
-        out.close()
-        err.close()
 
 
 async def _finished(process: Child, what: str, seconds: float) -> int:

@@ -1,15 +1,17 @@
 """Creating a task: bundle, shim, container. If any step fails nothing remains of those before it."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from carina import context
 from carina.aio.finish import finish
 from carina.aio.threads import in_thread
 from carina.containers import Container
-from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, Unavailable
+from carina.errors import AlreadyExists, CarinaError, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from carina.mount import Mount
 from carina.tasks import Exit, Stdio
 from carina.typed import TypedValue
@@ -23,6 +25,8 @@ from taskd.shim import restore_path, runc_options
 from taskd.task import Phase, Task
 
 log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,24 @@ async def _bootstrap(
 
 
 async def _undo(registry: Registry, task: Task, cause: BaseException) -> None:
+    """Remove what there is of the task; what takes a descriptor or room that is not there now, as soon as it is."""
+    try:
+        await _undone(registry, task, cause)
+    except ResourceExhausted as error:
+        log.warning("task %s/%s: removing what a failed creation left is tried again: %s", *task.key, error)
+        registry.in_background(_undo_later(registry, task, cause), f"undo {'/'.join(task.key)}")
+
+
+async def _undo_later(registry: Registry, task: Task, cause: BaseException) -> None:
+    while True:
+        await asyncio.sleep(_PAUSE_SECONDS)
+        try:
+            return await _undone(registry, task, cause)
+        except ResourceExhausted:
+            pass
+
+
+async def _undone(registry: Registry, task: Task, cause: BaseException) -> None:
     with context.use(context.Call(namespace=task.bundle.namespace)):
         answering = await _delete_at_shim(task)
         if not answering:
@@ -123,6 +145,8 @@ async def _undo(registry: Registry, task: Task, cause: BaseException) -> None:
             if task.binary is not None and not isinstance(cause, NotFound):
                 try:
                     await registry.launcher.delete(task.bundle, task.binary)
+                except ResourceExhausted:
+                    raise
                 except CarinaError as error:
                     log.warning("task %s/%s: cleaning up after a failed creation: %s", *task.key, error)
         try:

@@ -12,21 +12,32 @@ import stat
 from carina.aio.threads import in_thread
 from carina.config import socket_path
 from carina.errors import CarinaError
+from carina.linux.errnos import translated
 from taskd.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
 
 def _kill_leftovers(bundle: Bundle) -> int:
-    """Kill processes whose working directory is the bundle: a shim that nobody can reach any more."""
+    """Kill processes whose working directory is the bundle: a shim that nobody can reach any more.
+
+    Raises:
+        ResourceExhausted: there is no descriptor left to look with.
+    """
     count = 0
-    for name in os.listdir("/proc"):
+    try:
+        names = os.listdir("/proc")
+    except OSError as error:
+        raise translated(error, f"looking for the shim of {bundle.path}") from error
+    for name in names:
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
             descriptor = os.pidfd_open(int(name))
-        except OSError:
+        except ProcessLookupError:
             continue
+        except OSError as error:
+            raise translated(error, f"looking for the shim of {bundle.path}") from error
         try:
             if os.readlink(f"/proc/{name}/cwd") == str(bundle.path):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)

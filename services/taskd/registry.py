@@ -17,7 +17,7 @@ from carina import context
 from carina.aio.finish import finish
 from carina.aio.locks import KeyedLock
 from carina.aio.threads import in_thread
-from carina.errors import CarinaError, NotFound, ResourceExhausted, Unavailable
+from carina.errors import CarinaError, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from carina.events import Envelope
 from carina.tasks import Exit
 from taskd import rpc
@@ -42,6 +42,7 @@ _PAUSE_SECONDS: Final = 0.1
 _TOLD_SECONDS: Final = 5.0
 """How long the beginning of a process may take to be told when its end is known."""
 _ROOM_SECONDS: Final = 1.0
+_LONGEST_PAUSE_SECONDS: Final = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ class Registry:
         limit = asyncio.get_running_loop().time() + _TOLD_SECONDS
         while asyncio.get_running_loop().time() < limit:
             if await self._outbox.reported(*task.key, exit.exec_id, exit.pid):
-                return
+                return None
             if any(one.exec_id == exit.exec_id for one in await self._outbox.running(*task.key)):
                 break
             await asyncio.sleep(_PAUSE_SECONDS)
@@ -273,10 +274,35 @@ class Registry:
                 await self._tell(task, exit)
         self.leave_shim(task)
         task.release(exit)
+        await self._remove_bundle(task)
+
+    async def _remove_bundle(self, task: Task) -> None:
+        """Remove what a task has on the disk, and forget it; what can't be removed now is removed later.
+
+        Until then nobody gets its id: a new task would find the old one's files.
+        """
+        pause = _PAUSE_SECONDS
         try:
             await in_thread(task.bundle.remove)
-        finally:
+        except FailedPrecondition:
             self._forget(task)
+            raise
+        except (CarinaError, OSError) as error:
+            log.warning("task %s/%s: its bundle is removed later: %s", *task.key, error)
+            self.in_background(self._remove_later(task, pause), f"remove {'/'.join(task.key)}")
+        else:
+            self._forget(task)
+
+    async def _remove_later(self, task: Task, pause: float) -> None:
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            try:
+                await in_thread(task.bundle.remove)
+            except (CarinaError, OSError):
+                continue
+            self._forget(task)
+            return
 
     async def _tell(self, task: Task, exit: Exit) -> None:
         """Report the end and the deletion of a task whose shim has ended without doing it."""
@@ -294,10 +320,19 @@ class Registry:
             del self.tasks[task.key]
 
     async def clean_up(self, task: Task) -> None:
-        """Remove what a dead shim left behind, and report what became of its processes."""
-        async with self.hold(task), self._cleanups:
-            if task.phase is not Phase.GONE:
-                await finish(self._clean_up(task))
+        """Remove what a dead shim left behind, and report what became of its processes.
+
+        Where descriptors or room for that are missing, it is done once they are there.
+        """
+        while True:
+            try:
+                async with self.hold(task), self._cleanups:
+                    if task.phase is not Phase.GONE:
+                        await finish(self._clean_up(task))
+                return
+            except ResourceExhausted as error:
+                log.warning("task %s/%s: cleaning up is tried again: %s", *task.key, error)
+            await asyncio.sleep(_ROOM_SECONDS)
 
     async def _clean_up(self, task: Task) -> None:
         existed = await self._outbox.exists(*task.key) or await in_thread(lambda: task.bundle.was_created)
@@ -321,10 +356,7 @@ class Registry:
             await self._tell_deletion(task, exit)
         task.enter(Phase.GONE)
         task.release(exit)
-        try:
-            await in_thread(task.bundle.remove)
-        finally:
-            self._forget(task)
+        await self._remove_bundle(task)
 
     async def _delete_by_binary(self, task: Task) -> Exit:
         pid = task.pid or await in_thread(task.bundle.init_pid)
@@ -333,6 +365,8 @@ class Registry:
             return Exit(pid=pid, status=UNKNOWN, exited_at=now)
         try:
             gone = await self.launcher.delete(task.bundle, task.binary)
+        except ResourceExhausted:
+            raise
         except CarinaError as error:
             log.error("task %s/%s: exit status unknown: %s", *task.key, error)
             task.kill_process()

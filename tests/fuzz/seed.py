@@ -29,7 +29,10 @@ def corpus() -> dict[str, list[bytes]]:
     return {
         "protobuf": [encode(create), encode(container)],
         "shim-protobuf": [encode(create), encode(container)],
-        "http2": [frames.settings({1: 0}) + call, frames.settings({}) + frames.ping(bytes(8)) + frames.rst_stream(1, 8)],
+        "http2": [
+            frames.settings({1: 0}) + call,
+            frames.settings({}) + frames.ping(bytes(8)) + frames.rst_stream(1, 8),
+        ],
         "hpack": [request],
         "ttrpc": [pack(1, Kind.REQUEST, encode(create)) + pack(3, Kind.RESPONSE, b"x")],
         "layer": [image.tar({"a": None, "a/b": b"data", "l": "a/b", "y" * 150: b"long"})],
@@ -42,7 +45,9 @@ def corpus() -> dict[str, list[bytes]]:
         "digest": [built.digest.encode(), b"sha512:" + b"a" * 128],
         "filters": [b'name==a,labels."x.y"~=^b$', b"id!=c", b'topic~="/tasks/.*"'],
         "cursor": [b"12", b"abcdef:12"],
-        "hosts": [b'server = "https://r.example"\n[host."https://m.example"]\ncapabilities = ["pull"]\nheader = {a = ["b"]}'],
+        "hosts": [
+            b'server = "https://r.example"\n[host."https://m.example"]\ncapabilities = ["pull"]\nheader = {a = ["b"]}'
+        ],
         "challenges": [b'Bearer realm="https://a/t",service="s",scope="repository:a:pull"\nBasic realm="x"'],
         "config": [(DEPLOY / "config.toml").read_bytes()],
         "docker-config": [json.dumps(auths).encode()],

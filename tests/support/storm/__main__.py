@@ -1,6 +1,7 @@
 """`make faults DURATION=seconds SEED=n`: rounds of faults until the time is over.
 
-The last line is `rounds N, acknowledged N, lost N, stuck N, leaked N`; the exit status is 1 unless the last three are 0.
+The last line is `rounds N, acknowledged N, lost N, stuck N, leaked N`.
+The exit status is 1 unless the last three are 0.
 """
 
 import argparse

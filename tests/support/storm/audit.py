@@ -25,8 +25,8 @@ from support.storm.peers import SECONDS, Ours, Peer, mounts, processes
 from support.storm.work import UNPACKED_NOT, Worker, data_of
 
 T = TypeVar("T")
-DESCRIPTORS: Final = 40
-"""Descriptors by which a service may differ from one that has just started."""
+DESCRIPTORS: Final = 64 + 40
+"""Descriptors by which a service may differ from one that has just started: 64 blobs are kept open for the next."""
 
 
 async def patiently(call: Callable[[], Awaitable[T]], *, seconds: float = SECONDS) -> T:
@@ -210,6 +210,24 @@ async def tidied(workers: list[Worker], accounts: Accounts) -> None:
                     accounts.stuck.append(f"container {run.id} can't be removed: {type(error).__name__} {error}")
                     break
             await asyncio.sleep(0.2)
+
+
+class Log:
+    """What services say of mistakes of their own."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._path = peer.log
+        self._read = 0
+
+    def check(self, accounts: Accounts, *, excused: bool) -> None:
+        """Tracebacks since the last time; without memory there may be any."""
+        data = self._path.read_bytes()[self._read :] if self._path.exists() else b""
+        self._read += len(data)
+        if not excused:
+            pieces = data.decode(errors="replace").split("Traceback (most recent call last)")
+            for piece in pieces[1:]:
+                lines = [line for line in piece.splitlines()[1:60] if line and not line.startswith(" ")]
+                accounts.leaked.append(f"a traceback in the log: {lines[0][:200] if lines else piece[:200]}")
 
 
 class Census:

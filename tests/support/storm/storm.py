@@ -88,6 +88,7 @@ class Storm:
         self._waiting: list[Kind] = []
         self.accounts = Accounts()
         self._events, self._census = audit.EventAudit(), audit.Census(peer)
+        self._log = audit.Log(peer)
 
     async def rounds(self, *, seconds: float, at_least: int = 1) -> Report:
         """As many as fit into the time."""
@@ -142,6 +143,7 @@ class Storm:
             whole = await audit.recovered(self.peer, accounts, client)
             if whole:
                 await self._look(client, workers, full=harm.kind.startswith("full"))
+        self._log.check(accounts, excused=harm.kind == "little memory")
         self._note(number, harm, seen, seconds=time.monotonic() - begun, acknowledged=accounts.acknowledged - before)
 
     async def _weather(self, workers: list[Worker], kind: Kind, chance: random.Random) -> Harm:
