@@ -25,7 +25,8 @@ def main() -> None:
     chosen = options.parse_args()
     names = [chosen.parser] if chosen.parser else list(PARSERS)
     limit = time.monotonic() + chosen.duration
-    number, tried, failed = chosen.seed, 0, set()
+    number, tried = chosen.seed, 0
+    failed: set[str] = set()
     while time.monotonic() < limit and len(failed) < len(names):
         for name in names:
             if name not in failed and time.monotonic() < limit:

@@ -34,24 +34,23 @@ from carina.rpc.codec import decode
 from carina.rpc.connection import Connection
 from carina.rpc.headers import Decoder, Unreadable
 from carina.transfer.dockerconfig import DockerConfig
-from carina.ttrpc.frames import Parser
+from carina.ttrpc.frames import Parser as Frames
 from imaged import hostsfile
 from imaged.challenges import parse_challenges
 from imaged.processors import stream_processors
 from imaged.tarstream import TarStream, plain
 from shimd import messages, wire
-from shimd.ttrpc import Parser as ShimParser
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 TOKENS: Final[tuple[bytes, ...]] = (
-    b"\0", b"\xff", b"\x80" * 10, b"..", b"/", b"sha256:", b'"', b"{", b"[", b"=", b"~=", b"2147483648", b"-1", b"1e999",
-    b"\xc3\x28", b"\xed\xa0\x80", b"null", b"\n", b":", b"\xff\xff\xff\xff", b"0" * 20,
+    b"\0", b"\xff", b"\x80" * 10, b"..", b"/", b"sha256:", b'"', b"{", b"[", b"=", b"~=", b"2147483648", b"-1",
+    b"1e999", b"\xc3\x28", b"\xed\xa0\x80", b"null", b"\n", b":", b"\xff\xff\xff\xff", b"0" * 20,
 )  # fmt: skip
 """Bytes that have been trouble in parsers."""
 
 
 @dataclass(frozen=True)
-class Parser_:
+class Parser:
     """A parser, and the errors that are its answers."""
 
     read: Callable[[bytes], object]
@@ -131,9 +130,9 @@ def _http2(data: bytes) -> None:
 
 
 def _ttrpc(data: bytes) -> None:
-    for parser in (Parser(), ShimParser()):
-        for start in range(0, len(data), 7):
-            parser.feed(data[start : start + 7])
+    parser = Frames()  # taskd's and the shim's are the same
+    for start in range(0, len(data), 7):
+        parser.feed(data[start : start + 7])
 
 
 def _layer(data: bytes) -> None:
@@ -194,28 +193,28 @@ def _processors(data: bytes) -> None:
     stream_processors(tomllib.loads(data.decode(errors="replace")))
 
 
-PARSERS: Final[dict[str, Parser_]] = {
-    "protobuf": Parser_(_messages),
-    "shim-protobuf": Parser_(_shim_messages),
-    "http2": Parser_(_http2),
-    "hpack": Parser_(lambda data: Decoder().decode(data), (Unreadable,)),
-    "ttrpc": Parser_(_ttrpc),
-    "layer": Parser_(_layer),
-    "archive": Parser_(_archive),
-    "manifest": Parser_(lambda data: manifest.parse(data, _descriptor(data, manifest.OCI_MANIFEST))),
-    "index": Parser_(lambda data: manifest.parse(data, _descriptor(data, manifest.OCI_INDEX))),
-    "image-config": Parser_(lambda data: manifest.parse_config(data, _descriptor(data, manifest.OCI_CONFIG))),
-    "reference": Parser_(_text(lambda text: (normalize(text), Reference.parse(text)))),
-    "platform": Parser_(_text(Platform.parse)),
-    "digest": Parser_(_text(Digest)),
-    "filters": Parser_(_text(lambda text: filters.compile([text]))),
-    "cursor": Parser_(_text(Cursor.parse)),
-    "hosts": Parser_(_text(lambda text: hostsfile.parse(text, path=Path("/etc/hosts.toml"), registry="r.example"))),
-    "challenges": Parser_(_text(lambda text: parse_challenges(text.split("\n")))),
-    "config": Parser_(_config),
-    "docker-config": Parser_(_docker),
-    "users": Parser_(_users),
-    "processors": Parser_(_processors, (CarinaError, tomllib.TOMLDecodeError)),
+PARSERS: Final[dict[str, Parser]] = {
+    "protobuf": Parser(_messages),
+    "shim-protobuf": Parser(_shim_messages),
+    "http2": Parser(_http2),
+    "hpack": Parser(lambda data: Decoder().decode(data), (Unreadable,)),
+    "ttrpc": Parser(_ttrpc),
+    "layer": Parser(_layer),
+    "archive": Parser(_archive),
+    "manifest": Parser(lambda data: manifest.parse(data, _descriptor(data, manifest.OCI_MANIFEST))),
+    "index": Parser(lambda data: manifest.parse(data, _descriptor(data, manifest.OCI_INDEX))),
+    "image-config": Parser(lambda data: manifest.parse_config(data, _descriptor(data, manifest.OCI_CONFIG))),
+    "reference": Parser(_text(lambda text: (normalize(text), Reference.parse(text)))),
+    "platform": Parser(_text(Platform.parse)),
+    "digest": Parser(_text(Digest)),
+    "filters": Parser(_text(lambda text: filters.compile([text]))),
+    "cursor": Parser(_text(Cursor.parse)),
+    "hosts": Parser(_text(lambda text: hostsfile.parse(text, path=Path("/etc/hosts.toml"), registry="r.example"))),
+    "challenges": Parser(_text(lambda text: parse_challenges(text.split("\n")))),
+    "config": Parser(_config),
+    "docker-config": Parser(_docker),
+    "users": Parser(_users),
+    "processors": Parser(_processors, (CarinaError, tomllib.TOMLDecodeError)),
 }
 
 

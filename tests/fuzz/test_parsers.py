@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fuzz.mutation import near
 from fuzz.parsers import PARSERS, TOKENS, seeds
 
-EXAMPLES = 60
+EXAMPLES = 25
 
 
 @pytest.mark.parametrize("name", PARSERS)

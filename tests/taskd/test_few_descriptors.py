@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 @pytest.mark.parametrize("runtime", [RUNC, OWN])
 async def test_nothing_stays_of_what_failed_for_want_of_descriptors(runtime: str) -> None:
-    """Tasks whose creation fails at any number of free descriptors leave neither bundle nor shim, and free their ids."""
+    """Tasks whose creation fails with any number of free descriptors leave no bundle and no shim; ids are free."""
     async with world(runtime=runtime, start_seconds=3) as carina:
         await carina.start_process()
         assert carina.process is not None

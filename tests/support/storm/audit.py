@@ -14,7 +14,7 @@ from carina.check.client import RemoteChecker
 from carina.client import Client
 from carina.client.image import describe, read
 from carina.digest import Digest
-from carina.errors import CarinaError, NotFound
+from carina.errors import CarinaError, NotFound, Unimplemented
 from carina.events import Cursor, Edge
 from carina.gc.client import RemoteCollector
 from carina.images import Image
@@ -36,7 +36,7 @@ async def patiently(call: Callable[[], Awaitable[T]], *, seconds: float = SECOND
         try:
             with context.deadline(20):
                 return await call()
-        except NotFound:
+        except (NotFound, Unimplemented):
             raise
         except CarinaError:
             if time.monotonic() > limit:
@@ -58,10 +58,11 @@ async def recovered(peer: Peer, accounts: Accounts, client: Client) -> bool:
         for name, call in parts.items():
             try:
                 await patiently(call, seconds=max(1.0, limit - time.monotonic()))
+            except Unimplemented:
+                pass
             except CarinaError as error:
-                if type(error).__name__ != "Unimplemented":
-                    accounts.stuck.append(f"{name} does not come back: {error}")
-                    return False
+                accounts.stuck.append(f"{name} does not come back: {error}")
+                return False
     return True
 
 
