@@ -18,7 +18,7 @@ from carina.typed import TypedValue
 from taskd import log as shim_log
 from taskd.bundle import Bootstrap, Bundle
 from taskd.endpoint import Endpoint
-from taskd.leftovers import kill_leftovers
+from taskd.leftovers import kill_leftovers, remove_control_groups
 from taskd.registry import Registry
 from taskd.runtime import find_shim, is_own, is_runc
 from taskd.shim import restore_path, runc_options
@@ -140,8 +140,7 @@ async def _undone(registry: Registry, task: Task, cause: BaseException) -> None:
         answering = await _delete_at_shim(task)
         if not answering:
             shared = bool(task.sandbox) or (task.shim is not None and len(task.shim.tasks) > 1)
-            if not shared:
-                await kill_leftovers(task.bundle)
+            await kill_leftovers(task.bundle, shared=shared)
             if task.binary is not None and not isinstance(cause, NotFound):
                 try:
                     await registry.launcher.delete(task.bundle, task.binary)
@@ -149,6 +148,7 @@ async def _undone(registry: Registry, task: Task, cause: BaseException) -> None:
                     raise
                 except CarinaError as error:
                     log.warning("task %s/%s: cleaning up after a failed creation: %s", *task.key, error)
+            await remove_control_groups(task.bundle)
         try:
             await registry.dismiss(task, Exit())
         except CarinaError as error:

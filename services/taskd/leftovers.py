@@ -1,13 +1,18 @@
 """What is left of shims: those that nobody can reach any more are killed, and the sockets of dead ones removed.
 
-A shim's working directory is its bundle: by that it is found.
+A shim's working directory is its bundle: by that it is found. A runtime that outlives the shim which has started it,
+to create a container, is found by the bundle among its arguments; it would go on making what is being removed.
 """
 
 import contextlib
+import json
 import logging
 import os
+import select
 import signal
 import stat
+from pathlib import Path
+from typing import Final
 
 from carina.aio.threads import in_thread
 from carina.config import socket_path
@@ -17,8 +22,12 @@ from taskd.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
+_END_SECONDS: Final = 2.0
+"""How long a killed process may take to be gone."""
+_CONTROL_GROUPS: Final = Path("/sys/fs/cgroup")
 
-def _kill_leftovers(bundle: Bundle) -> int:
+
+def _kill_leftovers(bundle: Bundle, *, shared: bool) -> int:
     """Kill processes whose working directory is the bundle: a shim that nobody can reach any more.
 
     Raises:
@@ -39,8 +48,9 @@ def _kill_leftovers(bundle: Bundle) -> int:
         except OSError as error:
             raise translated(error, f"looking for the shim of {bundle.path}") from error
         try:
-            if os.readlink(f"/proc/{name}/cwd") == str(bundle.path):
+            if _is_left(name, bundle, shared=shared):
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                select.select([descriptor], [], [], _END_SECONDS)
                 count += 1
         except OSError:
             continue
@@ -49,8 +59,42 @@ def _kill_leftovers(bundle: Bundle) -> int:
     return count
 
 
-async def kill_leftovers(bundle: Bundle) -> None:
-    if await in_thread(_kill_leftovers, bundle):
+def _is_left(pid: str, bundle: Bundle, *, shared: bool) -> bool:
+    if not shared and os.readlink(f"/proc/{pid}/cwd") == str(bundle.path):
+        return True
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        arguments = file.read().split(b"\0")
+    return b"create" in arguments and b"--bundle" in arguments and os.fsencode(bundle.path) in arguments
+
+
+def _remove_control_groups(bundle: Bundle) -> None:
+    """A runtime that was killed as it made a container leaves its control groups, and does not know of them later.
+
+    Only those are removed that are named as the container, and that nobody is in (cgroups(7): EBUSY otherwise).
+    """
+    try:
+        spec = json.loads((bundle.path / "config.json").read_bytes())
+        path = spec["linux"]["cgroupsPath"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if not isinstance(path, str) or not path.startswith("/") or path.rpartition("/")[2] != bundle.id or ".." in path:
+        return
+    for base in (_CONTROL_GROUPS, *_CONTROL_GROUPS.glob("*/")):
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{base}{path}")
+
+
+async def remove_control_groups(bundle: Bundle) -> None:
+    await in_thread(_remove_control_groups, bundle)
+
+
+async def kill_leftovers(bundle: Bundle, *, shared: bool = False) -> None:
+    """A shim that is `shared` with other containers goes on, whatever its working directory.
+
+    Raises:
+        ResourceExhausted: there is no descriptor left to look with.
+    """
+    if await in_thread(lambda: _kill_leftovers(bundle, shared=shared)):
         log.warning("task %s/%s: killed a shim that did not answer", bundle.namespace, bundle.id)
 
 

@@ -3,19 +3,26 @@
 A shim that doesn't answer delays nobody but those who ask for its tasks.
 """
 
+import asyncio
 import logging
+from typing import Final
 
 from carina import context
 from carina.aio.threads import in_thread
 from carina.errors import CarinaError, InvalidArgument, NotFound
-from carina.tasks import Exit
+from carina.tasks import Exit, Process
 from taskd import log as shim_log
 from taskd.bundle import bundles
 from taskd.outbox import Outbox
 from taskd.registry import Registry
+from taskd.runtime import is_own
+from taskd.shim import Shim
 from taskd.task import Phase, Task
 
 log = logging.getLogger(__name__)
+
+_MAKING_SECONDS: Final = 3.0
+_PAUSE_SECONDS: Final = 0.2
 
 
 async def reconcile(registry: Registry, outbox: Outbox) -> None:
@@ -48,11 +55,14 @@ async def _connect(registry: Registry, outbox: Outbox, task: Task) -> None:
         return
     task.stop_log = await shim_log.follow(bundle)
     try:
-        state = await shim.state(task.id, seconds=registry.config.start_seconds)
+        state = await _state(registry, shim, task)
         task.hold_process(state.pid)
     except NotFound:
         log.warning("task %s/%s: its creation was interrupted", *task.key)
-        await registry.dismiss(task, Exit())
+        if task.binary is not None and is_own(task.binary):
+            await registry.dismiss(task, Exit())
+        else:  # the shim may be making it still, and tells nobody
+            await registry.clean_up(task)
         return
     except CarinaError as error:
         if not shim.connected:
@@ -65,3 +75,15 @@ async def _connect(registry: Registry, outbox: Outbox, task: Task) -> None:
         if running.exec_id:
             registry.watch(task, running.exec_id, running.pid).adopted = True
     log.info("task %s/%s: connected", *task.key)
+
+
+async def _state(registry: Registry, shim: Shim, task: Task) -> Process:
+    """What the shim knows of a task; one that it is making yet has some seconds to be there."""
+    limit = asyncio.get_running_loop().time() + _MAKING_SECONDS
+    while True:
+        try:
+            return await shim.state(task.id, seconds=registry.config.start_seconds)
+        except NotFound:
+            if asyncio.get_running_loop().time() > limit:
+                raise
+        await asyncio.sleep(_PAUSE_SECONDS)

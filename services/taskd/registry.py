@@ -23,7 +23,7 @@ from carina.tasks import Exit
 from taskd import rpc
 from taskd.bundle import Bootstrap
 from taskd.config import Config
-from taskd.leftovers import kill_leftovers, remove_socket
+from taskd.leftovers import kill_leftovers, remove_control_groups, remove_socket
 from taskd.outbox import Kind, Outbox
 from taskd.process import Process
 from taskd.runtime import is_own
@@ -345,6 +345,7 @@ class Registry:
         if bootstrap is not None and not task.sandbox and bootstrap.address not in self._shims:
             await remove_socket(bootstrap.address)
         exit = await self._delete_by_binary(task)
+        await remove_control_groups(task.bundle)
         if known is not None:
             exit = replace(exit, status=known)
         if existed:
