@@ -89,6 +89,7 @@ class Storm:
         self.accounts = Accounts()
         self._events, self._census = audit.EventAudit(), audit.Census(peer)
         self._log = audit.Log(peer)
+        self._told: set[str] = set()
 
     async def rounds(self, *, seconds: float, at_least: int = 1) -> Report:
         """As many as fit into the time."""
@@ -173,6 +174,9 @@ class Storm:
 
     def _note(self, number: int, harm: Harm, seen: Probes, *, seconds: float, acknowledged: int) -> None:
         accounts = self.accounts
+        # What stays is told once.
+        accounts.leaked[:] = [text for text in accounts.leaked if text not in self._told]
+        self._told.update(accounts.leaked)
         one = Round(
             number=number, kind=harm.kind, detail=harm.detail, seconds=round(seconds, 1), acknowledged=acknowledged,
             lost=[*accounts.lost], stuck=[*accounts.stuck], leaked=[*accounts.leaked], refused=dict(accounts.refused),
