@@ -1,6 +1,6 @@
 """Writes docs/reliability.md from the rounds in tests/faults/results, and from the table of known attacks.
 
-    PYTHONPATH=tests .venv/bin/python -m support.storm.report [DIRECTORY WITH NEW RESULTS]
+PYTHONPATH=tests .venv/bin/python -m support.storm.report [DIRECTORY WITH NEW RESULTS]
 """
 
 import collections
