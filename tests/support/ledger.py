@@ -53,6 +53,14 @@ class Ledger:
         """Which values each object may have when everything stops at `position`; None is the end."""
         return {key: _allowed(steps, position) for key, steps in self._steps.items()}
 
+    def at(self, position: int) -> "Ledger":
+        """What was promised when everything stopped at `position`, as a ledger of its own."""
+        result = Ledger()
+        for key, steps in self._steps.items():
+            if any(step.begun <= position for step in steps):
+                result._steps[key] = [_Step(_allowed(steps, position), 0, 0)]
+        return result
+
     def settle(self, found: Mapping[Key, Hashable]) -> None:
         """Take what was found for what is: after a crash a step that was cut off has happened or not."""
         self._steps = {key: [_Step(present(value), 0, 0)] for key, value in found.items()}

@@ -78,6 +78,38 @@ class Report:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
 
 
+def images_in(registry: Registry) -> Sequence[Mapping[str, image.Image]]:
+    """For each client some images, in the registry by their references."""
+    base = image.layer(image.busybox_tar())
+    result = []
+    for worker in range(WORKERS):
+        own: dict[str, image.Image] = {}
+        for number in range(3):
+            noise = random.Random(f"{worker} {number}").randbytes(200_000)
+            top = image.layer(image.tar({"noise": noise}), ("gzip", "zstd", "")[number])
+            made = image.build(layers=[base, top])
+            own[registry.push(f"storm/w{worker}", str(number), made)] = made
+        result.append(own)
+    return result
+
+
+def workers_of(
+    peer: Peer, accounts: Accounts, images: Sequence[Mapping[str, image.Image]], *, seed: int, number: int = 0
+) -> list[Worker]:
+    """The clients of a round, in two namespaces."""
+    return [
+        Worker(
+            peer,
+            accounts,
+            f"r{number}w{index}",
+            peer.namespaces[index % 2],
+            images=images[index],
+            seed=f"{seed} {number} {index}",
+        )
+        for index in range(WORKERS)
+    ]
+
+
 class Storm:
     """One peer, its clients and a registry, for any number of rounds."""
 
@@ -93,7 +125,7 @@ class Storm:
 
     async def rounds(self, *, seconds: float, at_least: int = 1) -> Report:
         """As many as fit into the time."""
-        images = await asyncio.to_thread(self._images)
+        images = await asyncio.to_thread(images_in, self.registry)
         limit = time.monotonic() + seconds
         number = 0
         while number < at_least or time.monotonic() < limit:
@@ -106,19 +138,6 @@ class Storm:
         self.report.operations = dict(self.accounts.by_kind)
         return self.report
 
-    def _images(self) -> Sequence[Mapping[str, image.Image]]:
-        base = image.layer(image.busybox_tar())
-        result = []
-        for worker in range(WORKERS):
-            own: dict[str, image.Image] = {}
-            for number in range(3):
-                noise = random.Random(f"{worker} {number}").randbytes(200_000)
-                top = image.layer(image.tar({"noise": noise}), ("gzip", "zstd", "")[number])
-                made = image.build(layers=[base, top])
-                own[self.registry.push(f"storm/w{worker}", str(number), made)] = made
-            result.append(own)
-        return result
-
     def _next_kind(self, chance: random.Random) -> Kind:
         if not self._waiting:
             self._waiting = self._order.sample(self._kinds, len(self._kinds))
@@ -130,14 +149,7 @@ class Storm:
         before = accounts.acknowledged
         begun = time.monotonic()
         accounts.runs.clear()
-        spaces = self.peer.namespaces
-        workers = [
-            Worker(
-                self.peer, accounts, f"r{number}w{index}", spaces[index % 2],
-                images=images[index], seed=f"{self.seed} {number} {index}",
-            )
-            for index in range(WORKERS)
-        ]  # fmt: skip
+        workers = workers_of(self.peer, accounts, images, seed=self.seed, number=number)
         async with closing(workers), Client(f"unix://{self.peer.socket}") as client:
             async with probes(self.peer) as seen:
                 harm = await self._weather(workers, kind, chance)
