@@ -217,15 +217,15 @@ class Registry:
         process.end(exit)
         if process.pid:
             await asyncio.sleep(self.config.exit_event_seconds)
-            await self._report_in_order(task, exit)
+            await self._report_in_order(task, process, exit)
 
-    async def _report_in_order(self, task: Task, exit: Exit) -> None:
+    async def _report_in_order(self, task: Task, process: Process, exit: Exit) -> None:
         """Report the end of a process once its beginning was told, and once there is room for it.
 
-        A shim tells both late where the disk was full for a while.
+        A shim tells both late where the disk was full for a while. What was there before us was told before us.
         """
         limit = asyncio.get_running_loop().time() + _TOLD_SECONDS
-        while asyncio.get_running_loop().time() < limit:
+        while not process.adopted and task.phase is not Phase.GONE and asyncio.get_running_loop().time() < limit:
             if await self._outbox.reported(*task.key, exit.exec_id, exit.pid):
                 return None
             if any(one.exec_id == exit.exec_id for one in await self._outbox.running(*task.key)):

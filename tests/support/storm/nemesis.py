@@ -137,6 +137,18 @@ async def kill_worker(peer: Peer, accounts: Accounts, chance: random.Random) -> 
     return Harm("kill worker", detail="there was none")
 
 
+async def registry_away(peer: Peer, accounts: Accounts, chance: random.Random) -> Harm:
+    """The registry dies in the middle of whatever it sends, and comes back."""
+    if peer.registry is None:
+        return Harm("registry away", detail="there was none")
+    peer.registry.kill()
+    try:
+        await asyncio.sleep(chance.uniform(0.5, 3))
+    finally:
+        await asyncio.to_thread(peer.registry.__enter__)
+    return Harm("registry away", {"imaged"})
+
+
 async def fill_disk(peer: Peer, accounts: Accounts, chance: random.Random) -> Harm:
     """Not a byte is left for seconds."""
     path = peer.disk / "filler"
@@ -221,9 +233,9 @@ def _limited(pid: int, what: int) -> Iterator[Callable[[int], object]]:
             resource.prlimit(pid, what, before)
 
 
-KILLS: Final[Sequence[Kind]] = (kill_service, stop_service, kill_shim, stop_shim)
+KILLS: Final[Sequence[Kind]] = (kill_service, stop_service, kill_shim, stop_shim, registry_away)
 """What makes sense for any peer."""
 OURS: Final[Sequence[Kind]] = (
     kill_service, stop_service, kill_shim, stop_shim, kill_everything, kill_worker, fill_disk, fill_inodes,
-    few_descriptors, little_memory,
+    few_descriptors, little_memory, registry_away,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Final, Self
 from carina.config import daemon, load
 from carina.supervisor.survivors import listener
 from support.constellation import Constellation
+from support.registry import Registry
 
 DISK_BYTES: Final = 768 << 20
 INODES: Final = 48_000
@@ -50,6 +51,8 @@ class Peer:
     namespaces: tuple[str, ...] = ()
     directory: Path
     disk: Path
+    registry: Registry | None = None
+    """Where its clients pull from."""
 
     @property
     def socket(self) -> Path:

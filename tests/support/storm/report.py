@@ -35,11 +35,11 @@ WEAK: Final = """## What the rounds do not show
 - On a full disk an event of a container can't be kept. Our shim tells it again until it can; containerd's shims give
   an event up after five attempts, so events of such a container may be missing. Exits are reported all the same.
 - The row of an ingest that can't be removed on a full disk expires after a day, or goes with `carina check --repair`.
-- Power cuts are tried on the recorded disk of `tests/powerloss`, under contentd, snapshotd and metadatad
-  (`CARINA_POWER_CUTS=500`), not under whole constellations with containers.
+- Power cuts have tests of their own: `powerloss/test_power_cut.py` for the stores, and
+  `powerloss/test_power_cut_constellation.py` for a constellation at work (`CARINA_POWER_CUTS=100` for more of them).
 - The clock is not moved: the kernel has no namespace for the wall clock, and deadlines use the monotonic one.
-- The file system is not made read-only, and no back end answers nonsense, in a round;
-  see `metadatad/test_stopped_backend.py`, `metadatad/test_breaker.py` and `metadatad/test_unfit_disk.py` for those.
+- The file system is not made read-only, and no back end is slow or answers nonsense, in a round; a connection
+  breaks only with one of its ends. See `imaged/test_weather.py`, `metadatad/test_stopped_backend.py`, `metadatad/test_breaker.py` and `metadatad/test_unfit_disk.py` for those.
 """
 
 

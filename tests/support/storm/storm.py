@@ -116,6 +116,7 @@ class Storm:
     def __init__(self, peer: Peer, registry: Registry, *, seed: int, kinds: Sequence[Kind], loud: bool = False) -> None:
         self.peer, self.registry, self.seed, self.loud = peer, registry, seed, loud
         self.report = Report(peer.name, seed)
+        peer.registry = registry
         self._kinds, self._order = kinds, random.Random(f"order {seed}")
         self._waiting: list[Kind] = []
         self.accounts = Accounts()
