@@ -39,7 +39,8 @@ WEAK: Final = """## What the rounds do not show
   `powerloss/test_power_cut_constellation.py` for a constellation at work (`CARINA_POWER_CUTS=100` for more of them).
 - The clock is not moved: the kernel has no namespace for the wall clock, and deadlines use the monotonic one.
 - The file system is not made read-only, and no back end is slow or answers nonsense, in a round; a connection
-  breaks only with one of its ends. See `imaged/test_weather.py`, `metadatad/test_stopped_backend.py`, `metadatad/test_breaker.py` and `metadatad/test_unfit_disk.py` for those.
+  breaks only with one of its ends. See `imaged/test_weather.py`, `metadatad/test_stopped_backend.py`,
+  `metadatad/test_breaker.py` and `metadatad/test_unfit_disk.py` for those.
 """
 
 
