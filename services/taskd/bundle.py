@@ -72,7 +72,7 @@ class Bundle:
         try:
             self._fill(spec, group)
         except BaseException as error:
-            self.remove()
+            self._unfill()
             if isinstance(error, OSError):
                 raise translated(error, f"creating bundle {self.path}") from error
             raise
@@ -88,6 +88,15 @@ class Bundle:
             # A remapped root must get to its root file system through this directory, and nobody else.
             os.chown(self.path, -1, group)
             self.path.chmod(0o710)
+
+    def _unfill(self) -> None:
+        """Remove what `_fill` has made so far, without a descriptor: the want of one may be why it stopped."""
+        for name in ("work", "log", "config.json", ".config.json.new"):
+            with contextlib.suppress(OSError):
+                os.unlink(self.path / name)
+        for directory in (self.path / "rootfs", self.work, self.path):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file into the bundle, whole or not at all."""
