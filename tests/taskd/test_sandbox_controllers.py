@@ -1,7 +1,7 @@
 """Sandbox controllers that are plugged in: taskd passes calls on by the sandboxer's name."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,13 +10,14 @@ import pytest
 
 from carina import context
 from carina.api.containerd.services.sandbox import v1 as wire
+from carina.api.containerd.types import Sandbox as WireSandbox
 from carina.backends import Backend
 from carina.backends.plugged import Plugged
 from carina.errors import AlreadyExists, DeadlineExceeded, NotFound, Unavailable, Unimplemented
 from carina.events import Envelope
 from carina.rpc.client import connect
 from carina.rpc.server import serve
-from carina.sandboxes import State
+from carina.sandboxes import Sandbox, State
 from carina.sandboxes.server import ControllersService
 from support.listed import Listed
 from taskd.controllers import AllControllers
@@ -82,6 +83,9 @@ class Told:
 
     async def status(self, id: str, *, verbose: bool = False) -> State:
         raise NotFound(f"sandbox {id}: not found")
+
+    async def update(self, id: str, sandbox: Sandbox, fields: Sequence[str] = ()) -> None:
+        raise Unimplemented(f"sandbox {id}: this controller can't follow changes of the record")
 
 
 TOLD: list[tuple[str, str, bytes]] = []
@@ -149,7 +153,7 @@ async def test_a_controller_that_is_not_there_is_named(tmp_path: Path) -> None:
             with pytest.raises(NotFound, match="sandbox s: not found"):
                 await stub.status(wire.ControllerStatusRequest(sandbox_id="s", sandboxer=own))
             with pytest.raises(Unimplemented, match="can't follow changes"):
-                await stub.update(wire.ControllerUpdateRequest(sandbox_id="s", sandboxer=own))
+                await stub.update(wire.ControllerUpdateRequest(sandbox_id="s", sandboxer=own, sandbox=WireSandbox()))
         with pytest.raises(Unavailable, match=r"nothing answers at .*gone"):
             await stub.status(wire.ControllerStatusRequest(sandboxer="gone"))
 
