@@ -34,8 +34,10 @@ RECONNECT: Final = (
 def reaching(constellation: Constellation) -> dict[str, tuple[str, bytes]]:
     """Service -> a call that nobody but it can answer, as path and request. Makes a blob and a snapshot for them."""
     digest = f"sha256:{hashlib.sha256(_BLOB).hexdigest()}"
-    constellation.ctr("content", "ingest", "paced", stdin=_BLOB)
-    constellation.ctr("content", "label", digest, "containerd.io/gc.root=1")
+    for _ in range(20):  # `ctr` ingests without a lease: a collection may come before the label
+        constellation.ctr("content", "ingest", "paced", stdin=_BLOB)
+        if constellation.ctr("content", "label", digest, "containerd.io/gc.root=1", check=False).status == 0:
+            break
     constellation.ctr("snapshots", "--snapshotter", "native", "prepare", "paced")
     services = "/containerd.services."
     return {

@@ -190,8 +190,8 @@ def test_one_request_id_is_in_the_logs_of_every_service(observed: Observed, refe
     assert {"gatewayd", "imaged", "metadatad", "contentd", "snapshotd-overlayfs"} <= {
         record["service"] for record in records
     }
-    transfer = next(record for record in records if record["service"] == "gatewayd")
-    assert transfer["method"] == "/containerd.services.transfer.v1.Transfer/Transfer"
+    method = "/containerd.services.transfer.v1.Transfer/Transfer"
+    transfer = next(record for record in records if (record["service"], record["method"]) == ("gatewayd", method))
     assert transfer["namespace"] == observed.namespace
     assert transfer["peer"].startswith(f"pid={os.getpid()} ")
     observed.clean_namespace()

@@ -15,6 +15,8 @@ SECONDS: Final = 1.0
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 """RFC 9113 section 3.4, and an empty SETTINGS frame."""
 _SETTINGS: Final = 4
+_OURS: Final = re.compile(r"\b(?:contentd|snapshotd|metadatad|imaged|taskd|gatewayd)\b")
+"""A service of ours is away, rather than what it was to reach: a registry, a plugin."""
 _MEANT: Final = re.compile(r"(\S+) is not a (?:setting|service)[^:]*: expected one of (.*)|$^")
 
 
@@ -25,7 +27,7 @@ def of(error: CarinaError) -> Iterator[str]:
         (note.partition(" ")[2] for note in getattr(error, "__notes__", ()) if note.startswith("address ")), ""
     )
     if isinstance(error, Unavailable) and address:
-        yield from about(address.removeprefix("unix://"))
+        yield from about(address.removeprefix("unix://"), str(error))
     elif isinstance(error, NotFound) and "no such" not in str(error):
         yield from _of_missing(str(error))
     elif isinstance(error, InvalidArgument) and "platform" in str(error):
@@ -63,8 +65,8 @@ def _of_missing(text: str) -> Iterator[str]:
             return
 
 
-def about(path: str) -> Iterator[str]:
-    """What is the matter with the socket at `path`."""
+def about(path: str, said: str) -> Iterator[str]:
+    """What is the matter with the socket at `path`, of which `said` was said."""
     try:
         mode = os.stat(path).st_mode
     except PermissionError:
@@ -77,10 +79,10 @@ def about(path: str) -> Iterator[str]:
     if not stat.S_ISSOCK(mode):
         yield f"{path} is not a socket: --address or CARINA_ADDRESS names another."
         return
-    yield from _listener(path)
+    yield from _listener(path, said)
 
 
-def _listener(path: str) -> Iterator[str]:
+def _listener(path: str, said: str) -> Iterator[str]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(SECONDS)
         try:
@@ -100,5 +102,5 @@ def _listener(path: str) -> Iterator[str]:
     elif answer[3:4] != bytes([_SETTINGS]):
         yield "What listens there speaks another protocol than gRPC (a shim's or .ttrpc socket, say):"
         yield "--address names another socket."
-    else:
+    elif _OURS.search(said):
         yield "`carina status` shows which service does not answer, `carina logs SERVICE` why."
