@@ -29,6 +29,10 @@ CHECK_SECONDS: Final = 5.0
 """How long a database is checked when it is opened."""
 GROUP: Final = 64
 """Write functions committed together at the most."""
+RESERVE: Final = 1 << 20
+"""Bytes of the write-ahead log that are there from the start: records can be deleted on a disk that is full."""
+_PAGES: Final = 240
+"""After so many pages of the log it is written into the database and begun anew, within the reserve."""
 
 
 class _Connection(aiosqlite.Connection):
@@ -193,6 +197,7 @@ def _configure(connection: sqlite3.Connection, *, read_only: bool) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
     if read_only:
         connection.execute("PRAGMA query_only = ON")
 
@@ -207,6 +212,19 @@ def _prepare(connection: sqlite3.Connection, schema: str | Sequence[str], name: 
     if problems:
         raise DataLoss(f"database {name} is damaged ({'; '.join(problems)})")
     apply(connection, migrations(schema) if isinstance(schema, str) else schema, name=name)
+    _reserve(f"{name}-wal")
+
+
+def _reserve(log_path: str) -> None:
+    """Have room for the write-ahead log before the disk is full.
+
+    Its frames then replace zeros, so that a commit adds no block to the file, and flushing it needs no journal of the
+    file system. SQLite reads a log up to the first frame whose checksum doesn't follow (its file format, section 4).
+    """
+    with contextlib.suppress(OSError), open(log_path, "r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < RESERVE:
+            file.write(bytes(RESERVE - size))
 
 
 @contextlib.asynccontextmanager
