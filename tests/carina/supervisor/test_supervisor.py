@@ -36,7 +36,7 @@ def stubborn(arguments):
 
 def last_words(arguments):
     def end(*_):
-        print("ends:", sys.argv[0], flush=True)
+        os.write(1, f"ends: {sys.argv[0]}\\n".encode())  # at once: others write to the same file
         os._exit(0)
     signal.signal(signal.SIGTERM, end)
     steady(arguments)
