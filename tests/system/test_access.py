@@ -48,7 +48,9 @@ def _ctr(
     carina: Constellation, uid: int, *arguments: str, namespace: str = "tenant", own: bool = True, groups: str = ""
 ) -> Result:
     socket = carina.state / "tenant.sock" if own else carina.socket
-    return _as(uid, "ctr", "--address", str(socket), "--namespace", namespace, *arguments, groups=groups)
+    # `ctr` tries again for ten seconds where its connections are closed.
+    command = ("ctr", "--connect-timeout", "4s", "--address", str(socket), "--namespace", namespace, *arguments)
+    return _as(uid, *command, groups=groups)
 
 
 def _log(carina: Constellation) -> str:

@@ -27,8 +27,15 @@ BEHIND = {
 
 
 def pid_of(constellation: Constellation, name: str) -> int:
-    lines = constellation.carina("status", *constellation.paths, check=False).output.splitlines()
-    return next(int(line.split()[2]) for line in lines if line.startswith(name) and line.split()[2] != "-")
+    """Of the service; one that was ended just now may take a moment to be back."""
+    limit = time.monotonic() + BACK_SECONDS
+    while True:
+        lines = constellation.carina("status", *constellation.paths, check=False).output.splitlines()
+        for line in lines:
+            if line.startswith(name) and line.split()[2] != "-":
+                return int(line.split()[2])
+        assert time.monotonic() < limit, lines
+        time.sleep(0.05)
 
 
 @pytest.fixture

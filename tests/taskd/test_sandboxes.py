@@ -321,7 +321,11 @@ async def test_a_shim_that_misbehaves(tmp_path: Path, monkeypatch: pytest.Monkey
     """It fails the creation of its sandbox with words, and leaves neither process nor bundle."""
     await asyncio.to_thread(misbehaving, tmp_path / "shims", mode)
     monkeypatch.setenv("SHIM_CALLS", str(tmp_path / "calls"))
-    settings = {"create_seconds": 1 if mode == "silent" else 20, "shim_directories": f"['{tmp_path / 'shims'}']"}
+    settings = {
+        "create_seconds": 1 if mode == "silent" else 20,
+        "call_seconds": 2,  # for the Shutdown that it does not answer
+        "shim_directories": f"['{tmp_path / 'shims'}']",
+    }
     async with world(OWN, **settings) as made, running(made) as own:
         with pytest.raises(CarinaError, match=text):
             await own.sandboxes.create("box", sandbox=record(runtime=f"io.carina.{mode}.v1"))
