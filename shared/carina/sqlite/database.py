@@ -31,6 +31,8 @@ GROUP: Final = 64
 """Write functions committed together at the most."""
 RESERVE: Final = 1 << 20
 """Bytes of the write-ahead log that are there from the start: records can be deleted on a disk that is full."""
+_PLENTY: Final = 8
+"""Times the reserve that must be free for it to be taken."""
 _PAGES: Final = 240
 """After so many pages of the log it is written into the database and begun anew, within the reserve."""
 
@@ -220,10 +222,11 @@ def _reserve(log_path: str) -> None:
 
     Its frames then replace zeros, so that a commit adds no block to the file, and flushing it needs no journal of the
     file system. SQLite reads a log up to the first frame whose checksum doesn't follow (its file format, section 4).
+    A disk that is nearly full is left alone.
     """
     with contextlib.suppress(OSError), open(log_path, "r+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size < RESERVE:
+        size, disk = file.seek(0, os.SEEK_END), os.fstatvfs(file.fileno())
+        if size < RESERVE and disk.f_bavail * disk.f_frsize > _PLENTY * RESERVE:
             file.write(bytes(RESERVE - size))
 
 
