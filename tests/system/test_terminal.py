@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,7 +110,13 @@ def test_interrupted(terminal: Terminal, constellation: Constellation, pulled: s
     """Ctrl-C ends a command with status 130, gives the prompt back, and leaves nothing of it."""
     terminal.type("clear; carina events; echo END$?", "Enter")
     constellation.carina("namespaces", "create", "seen-by-events")
-    terminal.wait(lambda text: "seen-by-events" in text)
+
+    def shown(text: str) -> bool:
+        # The command may have begun to listen only after an event.
+        constellation.carina("namespaces", "label", "seen-by-events", f"at={time.monotonic()}")
+        return "seen-by-events" in text
+
+    terminal.wait(shown)
     terminal.type("", "C-c")
     text = terminal.wait(lambda text: "END130" in text)
     assert "Traceback" not in text
