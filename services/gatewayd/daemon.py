@@ -36,12 +36,7 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             upstreams[name] = Upstream(name, address, stall=config.stall_timeout)
             stack.callback(upstreams[name].close)
 
-        for streams, kind in (
-            (routes.STREAMS, Cardinality.UNARY_STREAM),
-            (routes.BOTH_WAYS, Cardinality.STREAM_STREAM),
-        ):
-            for path in streams:
-                metering.method(path, kind)
+        _meter_streams()
 
         def route(path: str) -> Channel | None:
             name = routes.daemon(path)
@@ -79,6 +74,13 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
             await lifetime.stopped()
             for task in watching:
                 task.cancel()
+
+
+def _meter_streams() -> None:
+    """What is passed on undecoded does not show whether it is a stream."""
+    for streams, kind in ((routes.STREAMS, Cardinality.UNARY_STREAM), (routes.BOTH_WAYS, Cardinality.STREAM_STREAM)):
+        for path in streams:
+            metering.method(path, kind)
 
 
 async def _show_metrics(stack: contextlib.AsyncExitStack, config: Config, listener: Listener) -> None:

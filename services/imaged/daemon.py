@@ -33,12 +33,12 @@ from carina.rpc.server import Listener
 from carina.rpc.server import serve as serve_rpc
 from carina.snapshots.client import RemoteSnapshotter
 from carina.transfer import Transfer
+from carina.transfer.deferred import DeferredTransfer
 from carina.transfer.server import ReferrersService, StreamingService, TransferService
 from carina.transfer.streams import Streams
 from imaged.config import Config
 from imaged.differ import LocalDiffer
 from imaged.differs import Differs
-from imaged.later import LaterTransfers
 from imaged.patience import Retry
 from imaged.proxies import Proxies
 from imaged.rpc import IntrospectionService
@@ -62,7 +62,9 @@ async def serve(config: Config, lifetime: Lifetime) -> None:
         )
         differ = Differs(own, plugged, order=config.differs, stall=config.stall_timeout)
         proxies = Proxies.of(os.environ)  # now, since a mistake in them is one of the start
-        transfers = LaterTransfers(functools.partial(_transfers, config, metadata, content, differ, proxies, workers))
+        # With the first transfer: its http client takes ten megabytes, and not every machine pulls.
+        load = functools.partial(_transfers, config, metadata, content, differ, proxies, workers)
+        transfers = DeferredTransfer(functools.partial(in_thread, load))
         streams = Streams()
         handlers = [
             TransferService(transfers, streams),

@@ -1,7 +1,7 @@
 """What a configuration that was read again changes of the back ends, as plain functions."""
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -78,6 +78,27 @@ def configured(config: Config) -> Iterator[Backend]:
         yield backend_of(plugin)
 
 
+def _arrived(new: Config, plugins: Mapping[str, ProxyPlugin], live: Sequence[Backend]) -> tuple[list[str], list[str]]:
+    """The names of plugins that are new, and of those that were added live with the same words. Raises as `change`."""
+    added_live = {backend.name: plugin_of(backend) for backend in live}
+    added, adopted = [], []
+    for name, plugin in plugins.items():
+        if plugin == added_live.get(name):
+            adopted.append(name)
+            continue
+        try:
+            validate_plugin(plugin, new.services, added_live.values())
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{new.path}: proxy_plugins.{name}: {error}") from error
+        if name in added_live:
+            raise InvalidArgument(
+                f"{new.path}: proxy_plugins.{name}: another plugin of this name was added live: "
+                f"`carina plugin rm {name}` comes first"
+            )
+        added.append(name)
+    return added, adopted
+
+
 def change(old: Config, new: Config, *, live: Sequence[Backend], content: str) -> Change:
     """From one configuration to another, beside the back ends that were added live. `content` holds the content.
 
@@ -97,22 +118,7 @@ def change(old: Config, new: Config, *, live: Sequence[Backend], content: str) -
         later.append(f"proxy_plugins.{content} holds the content: metadatad takes it over when it is started again")
         before = {name: plugin for name, plugin in before.items() if name != content}
         after = {name: plugin for name, plugin in after.items() if name != content}
-    added_live = {backend.name: plugin_of(backend) for backend in live}
-    added, adopted = [], []
-    for name in after.keys() - before.keys():
-        if after[name] == added_live.get(name):
-            adopted.append(name)
-            continue
-        try:
-            validate_plugin(after[name], new.services, added_live.values())
-        except InvalidArgument as error:
-            raise InvalidArgument(f"{new.path}: proxy_plugins.{name}: {error}") from error
-        if name in added_live:
-            raise InvalidArgument(
-                f"{new.path}: proxy_plugins.{name}: another plugin of this name was added live: "
-                f"`carina plugin rm {name}` comes first"
-            )
-        added.append(name)
+    added, adopted = _arrived(new, {name: after[name] for name in after.keys() - before.keys()}, live)
     both = before.keys() & after.keys()
     retyped = {name for name in both if before[name].type != after[name].type}
     changed = sorted(name for name in both - retyped if before[name] != after[name])

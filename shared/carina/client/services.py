@@ -187,12 +187,12 @@ class Services:
         given = (self._content, self._images, self._leases, self._diff)
         if not self.address or self._own_snapshotters or any(one is not None for one in given):
             return self._composed()
-        from carina.client.transfers import AvailableTransfer
+        from carina.client.transfers import available
         from carina.introspection.client import RemoteIntrospection
         from carina.transfer.client import RemoteTransfer
 
         channel = self._channel("imaged")
-        return AvailableTransfer(RemoteIntrospection(channel), RemoteTransfer(channel), self._composed)
+        return available(RemoteIntrospection(channel), RemoteTransfer(channel), self._composed)
 
     def _composed(self) -> "Transfer":
         from carina.client.embedded import transfers

@@ -1,49 +1,45 @@
-"""What speaks to registries and archives, loaded when the first transfer asks for it.
-
-An http client takes ten megabytes, and a machine that pulls nothing need not have them.
-"""
+"""A `Transfer` that is decided on, or loaded, when it is first asked for something."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 
-from carina.aio.threads import in_thread
 from carina.descriptor import Descriptor
 from carina.platforms import Platform
 from carina.transfer import ANONYMOUS, Access, OnProgress, Referrer, Store, Transfer
 
 
-class LaterTransfers(Transfer):
-    """The `Transfer` that `make` returns; it is called once, in a thread."""
+class DeferredTransfer(Transfer):
+    """The `Transfer` that `choose` returns. It is asked until it returns one, and by one call at a time."""
 
-    def __init__(self, make: Callable[[], Transfer]) -> None:
-        self._make = make
-        self._made: Transfer | None = None
-        self._making = asyncio.Lock()
+    def __init__(self, choose: Callable[[], Awaitable[Transfer]]) -> None:
+        self._choose = choose
+        self._choice: Transfer | None = None
+        self._choosing = asyncio.Lock()
 
-    async def _there(self) -> Transfer:
-        async with self._making:
-            if self._made is None:
-                self._made = await in_thread(self._make)
-            return self._made
+    async def _chosen(self) -> Transfer:
+        async with self._choosing:
+            if self._choice is None:
+                self._choice = await self._choose()
+            return self._choice
 
     async def fetch(
         self, reference: str, into: Store, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
     ) -> None:
-        await (await self._there()).fetch(reference, into, access=access, on_progress=on_progress)
+        await (await self._chosen()).fetch(reference, into, access=access, on_progress=on_progress)
 
     async def push(
         self, source: Store, reference: str, *, access: Access = ANONYMOUS, on_progress: OnProgress | None = None
     ) -> None:
-        await (await self._there()).push(source, reference, access=access, on_progress=on_progress)
+        await (await self._chosen()).push(source, reference, access=access, on_progress=on_progress)
 
     async def referrers(
         self, reference: str, *, artifact_type: str = "", access: Access = ANONYMOUS
     ) -> tuple[Descriptor, Sequence[Referrer]]:
-        return await (await self._there()).referrers(reference, artifact_type=artifact_type, access=access)
+        return await (await self._chosen()).referrers(reference, artifact_type=artifact_type, access=access)
 
     async def tag(self, name: str, into: Store) -> None:
-        await (await self._there()).tag(name, into)
+        await (await self._chosen()).tag(name, into)
 
     async def load(
         self,
@@ -53,7 +49,7 @@ class LaterTransfers(Transfer):
         compress: bool = False,
         on_progress: OnProgress | None = None,
     ) -> None:
-        await (await self._there()).load(archive, into, compress=compress, on_progress=on_progress)
+        await (await self._chosen()).load(archive, into, compress=compress, on_progress=on_progress)
 
     async def save(
         self,
@@ -64,7 +60,7 @@ class LaterTransfers(Transfer):
         foreign: bool = True,
         on_progress: OnProgress | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        made = await self._there()
+        made = await self._chosen()
         saved = made.save(source, platforms=platforms, docker=docker, foreign=foreign, on_progress=on_progress)
         async with aclosing(saved) as chunks:
             async for chunk in chunks:
